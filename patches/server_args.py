@@ -1,0 +1,52 @@
+"""srt/server_args.py, SGLang 0.5.17: fill in what the engine of this machine needs, before SGLang resolves its settings.
+
+This is the one place that the launcher, ``sglang.Engine`` and ``sglang.Runtime`` all pass through.
+"""
+
+import logging
+from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from sglang_nightjar import defaults, plugin
+from sglang_nightjar.cpu.detect import choose_engine
+from sglang_nightjar.patches.seams import Seam
+
+logger = logging.getLogger(__name__)
+
+ROLES = ("main",)
+
+_CLASS = "sglang.srt.server_args:ServerArgs"
+_FIELDS = (
+    "attention_backend",
+    "decode_attention_backend",
+    "device",
+    "disable_cuda_graph",
+    "dtype",
+    "max_running_requests",
+    "max_total_tokens",
+    "model_path",
+    "page_size",
+    "prefill_attention_backend",
+    "speculative_algorithm",
+)
+
+SEAMS = (
+    Seam(f"{_CLASS}.__post_init__", (), "hook", "to fill in the settings that this machine needs"),
+    *(Seam(f"{_CLASS}.{field}", None, "field", "to see and fill in this setting") for field in _FIELDS),
+)
+
+
+def fill_in(server_args: Any) -> None:
+    plugin.verify()
+    choice = choose_engine()
+    if choice.is_cpu and server_args.device not in (None, "cpu"):
+        raise ValueError(
+            f"device={server_args.device!r} was asked for, but this process uses the CPU engine: {choice.reason}."
+        )
+    for name, value in defaults.for_engine(choice, server_args).items():
+        setattr(server_args, name, value)
+
+
+def apply() -> None:
+    HookRegistry.register("sglang.srt.server_args.ServerArgs.__post_init__", fill_in, HookType.BEFORE)

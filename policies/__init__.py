@@ -1,0 +1,1 @@
+"""Speculation policies, one file each."""

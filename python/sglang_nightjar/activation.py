@@ -1,0 +1,35 @@
+"""Nightjar is on only where it was asked for: by our launcher, or by ``import sglang_nightjar``.
+
+Installing the package must not change plain SGLang, yet SGLang loads our plugin in every one of its processes. An
+environment variable, which children inherit, tells the plugin whether it was asked for.
+"""
+
+import os
+from types import ModuleType
+
+from sglang_nightjar.importhook import after_import, before_import
+
+ACTIVE_ENV = "NIGHTJAR_ACTIVE"
+
+
+def activate() -> None:
+    """Turn Nightjar on in this process and in every process that it starts. Calling it again does nothing more."""
+    os.environ[ACTIVE_ENV] = "1"
+    before_import("sglang", _prepare_process)
+    after_import("sglang.srt.entrypoints.http_server", _hook_server_entry)
+
+
+def _prepare_process() -> None:
+    from sglang_nightjar.cpu.bootstrap import prepare_process
+
+    prepare_process()
+
+
+def _hook_server_entry(http_server: ModuleType) -> None:
+    """``sgl.Runtime`` never loads plugins itself, but it imports this module before it builds its ServerArgs."""
+    from sglang.srt.plugins import load_plugins
+
+    from sglang_nightjar.agent import process
+
+    load_plugins()
+    process.install_launch_server(http_server)

@@ -1,0 +1,1 @@
+"""The part of Nightjar that runs inside SGLang's processes."""

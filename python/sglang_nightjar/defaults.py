@@ -1,0 +1,79 @@
+"""Server settings that Nightjar fills in where the user left SGLang's default.
+
+SGLang's own defaults are made for GPUs. Each rule here says why it departs from them; whatever the user sets stays.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from sglang_nightjar.cpu.detect import EngineChoice
+
+# Requests decoded at once on a CPU. Must be explicit: with speculation SGLang lowers an unset value to 48, without a
+# word, and then a comparison with a server without speculation compares two different batch sizes.
+CPU_MAX_RUNNING_REQUESTS = 64
+
+# KV cache on a CPU: at most this many tokens, and at most this part of the memory now free. SGLang would take most of
+# the machine's memory, and fill it with zeros at start.
+CPU_MAX_KV_TOKENS = 32_768
+CPU_KV_MEMORY_PART = 0.25
+
+
+def for_engine(choice: EngineChoice, args: Any) -> dict[str, Any]:
+    """The settings to fill in, by ServerArgs field name.
+
+    ``args`` is anything with ServerArgs' attributes, as the user gave them (before SGLang resolves them).
+    """
+    return _for_cpu(choice, args) if choice.is_cpu else _for_cuda(args)
+
+
+def _for_cpu(choice: EngineChoice, args: Any) -> dict[str, Any]:
+    filled: dict[str, Any] = {}
+    if args.device is None:
+        filled["device"] = "cpu"
+    if args.dtype == "auto":
+        # Without AMX, bf16 matrix products are several times slower than fp32 ones; with AMX it is the reverse.
+        filled["dtype"] = "float32" if choice.engine == "nightjar" else "bfloat16"
+    if args.page_size is None:
+        # Larger pages need Triton in SGLang's allocator.
+        filled["page_size"] = 1
+    if args.max_running_requests is None:
+        filled["max_running_requests"] = CPU_MAX_RUNNING_REQUESTS
+    if args.max_total_tokens is None:
+        tokens = _kv_tokens_that_fit(args.model_path, 2 if filled.get("dtype", args.dtype) == "bfloat16" else 4)
+        filled["max_total_tokens"] = min(tokens, CPU_MAX_KV_TOKENS) if tokens else CPU_MAX_KV_TOKENS
+    # There are no graphs on a CPU, but --speculative-adaptive tries to build them unless they are off.
+    filled["disable_cuda_graph"] = True
+    return filled
+
+
+def _for_cuda(args: Any) -> dict[str, Any]:
+    import torch
+
+    backends = (args.attention_backend, args.prefill_attention_backend, args.decode_attention_backend)
+    if args.speculative_algorithm is None or any(backends) or torch.cuda.get_device_capability()[0] != 9:
+        return {}
+    # On Hopper SGLang 0.5.17 picks fa3, whose draft-extend it can't capture into a CUDA graph: it would run eagerly at
+    # every γ. flashinfer and triton are captured.
+    return {"attention_backend": "flashinfer" if importlib.util.find_spec("flashinfer") else "triton"}
+
+
+def _kv_tokens_that_fit(model_path: str, bytes_per_value: int) -> int | None:
+    """How many tokens of KV cache fit into our part of the free memory; None if the model's config is not local."""
+    config_file = Path(model_path) / "config.json"
+    if not config_file.is_file():
+        return None
+    config = json.loads(config_file.read_text())
+    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    bytes_per_token = 2 * config["num_hidden_layers"] * heads * head_dim * bytes_per_value
+    return int(CPU_KV_MEMORY_PART * free_memory_bytes()) // bytes_per_token
+
+
+def free_memory_bytes() -> int:
+    """Memory that a new process can use without swapping, in bytes (MemAvailable)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo has no MemAvailable line")
