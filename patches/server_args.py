@@ -1,4 +1,4 @@
-"""srt/server_args.py, SGLang 0.5.17: fill in what the engine of this machine needs, before SGLang resolves its settings.
+"""srt/server_args.py, SGLang 0.5.17: fill in what this machine's engine needs, before SGLang resolves the rest.
 
 This is the one place that the launcher, ``sglang.Engine`` and ``sglang.Runtime`` all pass through.
 """
@@ -8,8 +8,9 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_nightjar import defaults, plugin
+from sglang_nightjar import defaults, plugin, preflight
 from sglang_nightjar.cpu.detect import choose_engine
+from sglang_nightjar.errors import ConfigError
 from sglang_nightjar.patches.seams import Seam
 
 logger = logging.getLogger(__name__)
@@ -22,13 +23,21 @@ _FIELDS = (
     "decode_attention_backend",
     "device",
     "disable_cuda_graph",
+    "dp_size",
     "dtype",
     "max_running_requests",
     "max_total_tokens",
     "model_path",
     "page_size",
+    "pp_size",
     "prefill_attention_backend",
+    "quantization",
+    "speculative_adaptive",
     "speculative_algorithm",
+    "speculative_eagle_topk",
+    "speculative_num_draft_tokens",
+    "speculative_num_steps",
+    "tp_size",
 )
 
 SEAMS = (
@@ -40,10 +49,10 @@ SEAMS = (
 def fill_in(server_args: Any) -> None:
     plugin.verify()
     choice = choose_engine()
-    if choice.is_cpu and server_args.device not in (None, "cpu"):
-        raise ValueError(
-            f"device={server_args.device!r} was asked for, but this process uses the CPU engine: {choice.reason}."
-        )
+    if choice.is_cpu:
+        if server_args.device not in (None, "cpu"):
+            raise ConfigError(f"device={server_args.device!r} can't be used: {choice.reason}")
+        preflight.check_cpu(server_args)
     for name, value in defaults.for_engine(choice, server_args).items():
         setattr(server_args, name, value)
 

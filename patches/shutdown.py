@@ -26,12 +26,18 @@ SEAMS = (
     ),
 )
 
+# Set by our launcher, which can end on SIGINT; in a program that embeds an Engine nothing changes.
+in_launcher = False
+
 # True once SIGTERM arrived: the launcher tells it from Ctrl-C by this.
 terminated = False
 
 
-def end_like_ctrl_c(_handler: Any, signum: int | None = None, frame: Any = None) -> None:
+def end_like_ctrl_c(original: Any, handler: Any, signum: int | None = None, frame: Any = None) -> None:
     global terminated
+    if not in_launcher:
+        original(handler, signum, frame)
+        return
     terminated = True
     logger.info("SIGTERM received: finishing the requests that are running, then shutting down.")
     signal.raise_signal(signal.SIGINT)
@@ -39,5 +45,5 @@ def end_like_ctrl_c(_handler: Any, signum: int | None = None, frame: Any = None)
 
 def apply() -> None:
     HookRegistry.register(
-        "sglang.srt.managers.tokenizer_manager.SignalHandler.sigterm_handler", end_like_ctrl_c, HookType.REPLACE
+        "sglang.srt.managers.tokenizer_manager.SignalHandler.sigterm_handler", end_like_ctrl_c, HookType.AROUND
     )

@@ -43,6 +43,9 @@ def _for_cpu(choice: EngineChoice, args: Any) -> dict[str, Any]:
     if args.max_total_tokens is None:
         tokens = _kv_tokens_that_fit(args.model_path, 2 if filled.get("dtype", args.dtype) == "bfloat16" else 4)
         filled["max_total_tokens"] = min(tokens, CPU_MAX_KV_TOKENS) if tokens else CPU_MAX_KV_TOKENS
+    if args.speculative_algorithm and args.speculative_num_steps is None and not args.speculative_adaptive:
+        # SGLang would choose a tree for Llama; the CPU engine verifies chains.
+        filled.update(speculative_num_steps=3, speculative_eagle_topk=1, speculative_num_draft_tokens=4)
     # There are no graphs on a CPU, but --speculative-adaptive tries to build them unless they are off.
     filled["disable_cuda_graph"] = True
     return filled

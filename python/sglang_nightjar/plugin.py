@@ -4,11 +4,10 @@ import logging
 import os
 
 from sglang_nightjar.agent import process
+from sglang_nightjar.config import STRICT_ENV
 from sglang_nightjar.patches import seams
 
 logger = logging.getLogger(__name__)
-
-STRICT_ENV = "NIGHTJAR_STRICT"
 
 # Hook targets that the patches applied in this process must have reached.
 _expected: set[str] = set()
@@ -39,9 +38,7 @@ def verify() -> None:
 
     missing = sorted(_expected - HookRegistry._patched)
     if missing:
-        raise SystemExit(
-            "Nightjar: SGLang did not apply these hooks, see the traceback above: " + ", ".join(missing)
-        )
+        raise SystemExit("Nightjar: SGLang did not apply these hooks, see the traceback above: " + ", ".join(missing))
 
 
 def _refuse_or_warn(message: str, is_cpu: bool) -> None:
