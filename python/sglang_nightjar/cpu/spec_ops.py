@@ -1,0 +1,147 @@
+"""Bookkeeping of speculative decoding on a CPU: the functions that SGLang imports from ``sgl_kernel``.
+
+Same names, arguments and in-place results as SGLang 0.5.17 expects (importers: srt/mem_cache/allocation.py,
+kernels/ops/speculative/{cache_locs,eagle}.py, kernels/ops/kvcache/cache_move.py, srt/speculative/eagle_utils.py and
+eagle_worker_common.py). Only chains are supported, that is ``--speculative-eagle-topk 1``: everything that needs a tree
+raises ``NotImplementedError``.
+
+Index tensors may be int32 or int64; ``req_to_token`` is int32 ``[max_requests + 1, max_context]``.
+"""
+
+import ctypes
+
+import torch
+
+TREE_UNSUPPORTED = "the CPU engine supports draft chains only: start with --speculative-eagle-topk 1"
+
+
+def _ragged_positions(rows: torch.Tensor, start: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coordinates in ``req_to_token`` of every position in ``[start_i, end_i)`` of every request, request by request.
+
+    All arguments are ``[batch]``. Returns two int64 tensors ``[sum(end - start)]``.
+    """
+    start = start.to(torch.int64)
+    lengths = end.to(torch.int64) - start
+    row = torch.repeat_interleave(rows.to(torch.int64), lengths)
+    first = torch.cumsum(lengths, 0) - lengths
+    within = torch.arange(row.numel()) - torch.repeat_interleave(first, lengths)
+    return row, torch.repeat_interleave(start, lengths) + within
+
+
+def assign_req_to_token_pool_cpu(req_pool_indices, req_to_token, start_offset, end_offset, out_cache_loc, pool_len):
+    """Write ``out_cache_loc`` (flat, request by request) to ``req_to_token[row_i, start_i:end_i]``."""
+    row, column = _ragged_positions(req_pool_indices, start_offset, end_offset)
+    req_to_token[row, column] = out_cache_loc[: row.numel()].to(req_to_token.dtype)
+
+
+def assign_extend_cache_locs_cpu(req_pool_indices, req_to_token, start_offset, end_offset, out_cache_loc, pool_len):
+    """Read ``req_to_token[row_i, start_i:end_i]`` into ``out_cache_loc``, request by request."""
+    row, column = _ragged_positions(req_pool_indices, start_offset, end_offset)
+    out_cache_loc[: row.numel()] = req_to_token[row, column].to(out_cache_loc.dtype)
+
+
+def assign_draft_cache_locs_contiguous_cpu(
+    req_pool_indices, req_to_token, seq_lens, out_cache_loc, pool_len, topk, num_steps
+):
+    """Read the ``topk * num_steps`` slots after each request's length into ``out_cache_loc``."""
+    end = seq_lens + topk * num_steps
+    assign_extend_cache_locs_cpu(req_pool_indices, req_to_token, seq_lens, end, out_cache_loc, pool_len)
+
+
+def build_draft_decode_metadata_cpu(req_to_token, req_pool_indices, seq_lens, topk, num_steps, pool_len):
+    """Rows of ``req_to_token`` as the draft's decode steps see them: int32 ``[batch, pool_len]``.
+
+    With a chain the draft tokens' slots follow the prefix in the request's own row, so this is a plain gather.
+    """
+    if topk != 1:
+        raise NotImplementedError(TREE_UNSUPPORTED)
+    return req_to_token[req_pool_indices.to(torch.int64)]
+
+
+def build_tree_kernel_efficient_cpu(
+    parent_list,
+    top_scores_index,
+    seq_lens,
+    tree_mask,
+    positions,
+    retrieve_index,
+    retrieve_next_token,
+    retrieve_next_sibling,
+    topk,
+    spec_steps,
+    num_verify_tokens,
+    tree_mask_mode,
+):
+    """Describe each request's chain of ``n = num_verify_tokens`` tokens (the bonus token, then the draft's).
+
+    Fills ``positions`` ``[batch * n]``, ``retrieve_index`` and ``retrieve_next_token`` ``[batch, n]`` in place;
+    ``retrieve_next_sibling`` keeps the caller's -1. ``tree_mask`` is left alone: a chain's mask is the causal one.
+    """
+    if topk != 1:
+        raise NotImplementedError(TREE_UNSUPPORTED)
+    batch = seq_lens.numel()
+    depth = torch.arange(num_verify_tokens)
+    positions.view(batch, -1).copy_(seq_lens.view(-1, 1) + depth)
+    retrieve_index.copy_(torch.arange(batch * num_verify_tokens).view(batch, -1))
+    retrieve_next_token[:, :-1] = depth[1:]
+    retrieve_next_token[:, -1] = -1
+
+
+def verify_tree_greedy_cpu(
+    predicts,
+    accept_index,
+    accept_token_num,
+    candidates,
+    retrive_index,
+    retrive_next_token,
+    retrive_next_sibling,
+    target_predict,
+):
+    """Accept the longest prefix of the chain that the target's argmax agrees with.
+
+    ``candidates`` and ``target_predict`` are ``[batch, n]``. Writes ``predicts`` ``[batch * n]`` (the target's token at
+    every accepted position, the last of them the bonus token), ``accept_index`` ``[batch, n]`` (flat indices of accepted
+    positions, -1 after them) and ``accept_token_num`` ``[batch]`` (accepted draft tokens, without the bonus token).
+    """
+    batch, width = candidates.shape
+    agrees = candidates[:, 1:] == target_predict[:, :-1]
+    accepted = torch.cumprod(agrees.to(torch.int32), dim=1).sum(dim=1)
+    write_accepted_chain(predicts, accept_index, accept_token_num, target_predict, accepted)
+
+
+def write_accepted_chain(predicts, accept_index, accept_token_num, tokens, accepted) -> None:
+    """Store a chain's verdict in the form that SGLang reads: ``accepted + 1`` of ``tokens`` ``[batch, n]`` count."""
+    batch, width = tokens.shape
+    kept = torch.arange(width) <= accepted.view(-1, 1)
+    flat = torch.arange(batch * width).view(batch, width)
+    predicts.view(batch, width).copy_(torch.where(kept, tokens, 0))
+    accept_index.copy_(torch.where(kept, flat, -1))
+    accept_token_num.copy_(accepted)
+
+
+def fill_bonus_tokens_cpu(accept_tokens, accept_lens, bonus_tokens, accept_stride):
+    """``bonus_tokens[i]`` = the last accepted token of request i; ``accept_lens`` counts the bonus token."""
+    width = int(accept_stride)
+    last = (accept_lens.to(torch.int64) - 1).view(-1, 1)
+    bonus_tokens.copy_(accept_tokens.view(-1, width).gather(1, last).view(-1))
+
+
+def fill_accept_out_cache_loc_cpu(accept_index, out_cache_loc, accept_out_cache_loc):
+    raise NotImplementedError(TREE_UNSUPPORTED)
+
+
+def rotate_input_ids_cpu(*args):
+    raise NotImplementedError("the CPU engine does not support multi-layer EAGLE drafts")
+
+
+def copy_all_layer_kv_cache_cpu(data_ptrs, strides, tgt_loc, src_loc):
+    """Copy cache rows ``src_loc`` to ``tgt_loc`` in every buffer.
+
+    ``data_ptrs`` uint64 and ``strides`` (bytes per row) are ``[2 * layers]``. All rows are read before any is written,
+    so the two sets may overlap.
+    """
+    targets, sources = tgt_loc.tolist(), src_loc.tolist()
+    for base, stride in zip(data_ptrs.tolist(), strides.tolist(), strict=True):
+        rows = [ctypes.string_at(base + source * stride, stride) for source in sources]
+        for target, row in zip(targets, rows, strict=True):
+            ctypes.memmove(base + target * stride, row, stride)
