@@ -1,0 +1,87 @@
+"""Prompts for the draft head's training, made here from templates: varied tasks, topics and lengths, no outside data.
+
+Two rounds. `first_round` needs nothing. `second_round` takes texts that the target wrote in the first and asks for
+summaries, answers, extractions, rewrites and follow-ups about them, which gives long prompts of natural text.
+Word lists and templates are in `prompts.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from importlib.resources import files
+
+Conversation = list[dict[str, str]]
+"""Chat messages with the keys `role` and `content`, the last one the user's."""
+
+
+def lists() -> dict[str, list[str]]:
+    """The word lists and templates by name."""
+    return json.loads(files(__package__).joinpath("prompts.json").read_text())
+
+
+def user(text: str) -> Conversation:
+    return [{"role": "user", "content": text}]
+
+
+class PromptMaker:
+    """Draws prompts from the lists; the same seed gives the same prompts."""
+
+    def __init__(self, seed: int):
+        self.random = random.Random(seed)
+        self.lists = lists()
+
+    def fill(self, template: str) -> str:
+        """Replaces every ``{list name}`` by a random entry and ``{low..high}`` by a random integer."""
+        out = []
+        for i, part in enumerate(template.replace("}", "{").split("{")):
+            if i % 2 == 0:
+                out.append(part)
+            elif ".." in part:
+                low, high = part.split("..")
+                out.append(str(self.random.randint(int(low), int(high))))
+            else:
+                out.append(self.fill(self.random.choice(self.lists[part])))
+        return "".join(out)
+
+    def task(self) -> str:
+        """One single-turn instruction; the kinds of task are equally likely."""
+        kind = self.random.choice(self.lists["kinds"])
+        return self.fill(self.random.choice(self.lists[kind]))
+
+    def records(self) -> str:
+        """A small table in a random notation, for extraction tasks."""
+        style = self.random.choice(["{name} | {city} | {18..90} | {job}", "{name} ({job}), {18..90}, lives in {city}",
+                                    "name: {name}; city: {city}; job: {job}; age: {18..90}"])  # fmt: skip
+        return "\n".join(self.fill(style) for _ in range(self.random.randint(3, 7)))
+
+    def first_round(self, count: int) -> list[Conversation]:
+        """`count` distinct conversations of one turn."""
+        seen: dict[str, None] = {}
+        while len(seen) < count:
+            if self.random.random() < 0.06:
+                seen[self.fill(self.random.choice(self.lists["extract"])) + "\n\n" + self.records()] = None
+            else:
+                seen[self.task()] = None
+        return [user(text) for text in seen]
+
+    def second_round(self, turns: list[tuple[str, str]], count: int) -> list[Conversation]:
+        """`count` conversations about first-round `turns` (instruction, the target's answer)."""
+        out = []
+        while len(out) < count:
+            asked, answer = self.random.choice(turns)
+            if len(answer) < 200:
+                continue
+            kind = self.random.random()
+            if kind < 0.35:
+                follow = self.fill(self.random.choice(self.lists["follow_up"]))
+                out.append([*user(asked), {"role": "assistant", "content": answer}, *user(follow)])
+            elif kind < 0.85:
+                about = self.fill(self.random.choice(self.lists["about_text"]))
+                out.append(user(f"{about}\n\n{answer}" if self.random.random() < 0.7 else f"{answer}\n\n{about}"))
+            else:
+                _, other = self.random.choice(turns)
+                question = self.fill(self.random.choice(self.lists["question"]))
+                passages = "\n\n".join(f"[{i + 1}] {p[:900]}" for i, p in enumerate((answer, other)))
+                out.append(user(f"Answer the question with the help of these passages.\n\n{passages}\n\n{question}"))
+        return out

@@ -1,0 +1,160 @@
+"""Training of the draft head: soft targets, unrolled draft steps, a checkpoint that an interrupted run picks up."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from .features import Batch, FeatureStore
+from .generate import load_shards
+from .head import DraftHead, HeadShape
+from .llama import LlamaModel
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Hyper-parameters. The rate rises for `warmup` steps, stays, and falls linearly over the last `decay` share."""
+
+    steps: int = 2000
+    unroll: int = 4
+    step_weight: float = 0.85
+    rate: float = 2e-3
+    head_rate: float = 1e-3
+    warmup: int = 60
+    decay: float = 0.5
+    seed: int = 0
+
+    def rate_at(self, step: int) -> float:
+        """Factor on the learning rates at `step` (0-based)."""
+        left = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return min(1.0, (step + 1) / self.warmup, max(left, 0.0))
+
+
+def count_vocab(shards: Path, size: int, full: int) -> tuple[torch.Tensor, float]:
+    """The `size` tokens most frequent in the answers, ascending, and the share of answer tokens that they cover."""
+    counts = torch.zeros(full, dtype=torch.int64)
+    for a in load_shards(shards):
+        counts += torch.bincount(a.tokens[a.prompt_length :].long(), minlength=full)
+    chosen = counts.topk(size).indices.sort().values
+    return chosen, float(counts[chosen].sum() / counts.sum())
+
+
+def chain_loss(head: DraftHead, target: LlamaModel, batch: Batch, plan: TrainPlan) -> tuple[torch.Tensor, list[float]]:
+    """Cross-entropy between the target's distribution over the draft vocabulary and the head's, over unrolled steps.
+
+    Returns the loss and, per step, the share of positions where the head's first choice is the target's.
+    """
+    wanted = F.pad(batch.answer[:, 2:], (0, 1))
+    teacher = F.linear(batch.final[:, 1:][wanted], target.embed[head.vocab]).float()
+    soft, best = teacher.softmax(-1), teacher.argmax(-1)
+    outputs = head.unroll(batch.features[:, :-1], F.embedding(batch.tokens[:, 1:], target.embed), plan.unroll)
+    total, hits = torch.zeros((), device=teacher.device), []
+    for k, output in enumerate(outputs):
+        logits = head.lm_head(output[wanted]).float()
+        total = total + plan.step_weight**k * -(soft * logits.log_softmax(-1)).sum(-1).mean()
+        hits.append((logits.argmax(-1) == best).float().mean().item())
+    return total, hits
+
+
+class Trainer:
+    """Owns the head, its optimizers and the checkpoint file below `folder`.
+
+    Matrices are trained with Muon (Jordan et al. 2024), which needs markedly fewer steps than AdamW here; norms and the
+    vocabulary head with AdamW.
+    """
+
+    def __init__(self, folder: Path, target: LlamaModel, shape: HeadShape, vocab: torch.Tensor, plan: TrainPlan):
+        self.folder, self.target, self.plan = folder, target, plan
+        torch.manual_seed(plan.seed)
+        self.head = DraftHead(shape, target, vocab).to(target.device)
+        matrices = [p for n, p in self.head.named_parameters() if p.ndim == 2 and n != "lm_head.weight"]
+        others = [p for n, p in self.head.named_parameters() if p.ndim == 1]
+        self.optimizers = [
+            torch.optim.Muon(matrices, lr=plan.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(
+                [{"params": others}, {"params": [self.head.lm_head.weight]}], lr=plan.head_rate, weight_decay=0.0
+            ),
+        ]
+        self.base_rates = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
+        self.step = 0
+        self.history: list[dict] = []
+        self._load()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "training.pt"
+
+    def _load(self) -> None:
+        if not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, weights_only=True)
+        self.head.load_state_dict(state["head"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.history = state["step"], state["history"]
+
+    def save(self) -> None:
+        """Writes the checkpoint; a killed process leaves the previous one."""
+        state = {
+            "head": self.head.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "step": self.step,
+            "history": self.history,
+            "plan": asdict(self.plan),
+        }
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.checkpoint)
+
+    def run(self, store: FeatureStore, say: Callable[[str], None] = print, save_every: int = 100) -> None:
+        """Trains to `plan.steps`; files that appear in `store` meanwhile are used from the next epoch on."""
+        queue: list[Path] = []
+        began, seen = time.monotonic(), 0
+        while self.step < self.plan.steps:
+            if not queue:
+                queue = store.paths()
+                random.Random(self.plan.seed + self.step).shuffle(queue)
+            batch = store.load(queue.pop(), self.target.device)
+            factor = self.plan.rate_at(self.step)
+            for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
+                optimizer.zero_grad(set_to_none=True)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+            with torch.autocast(self.target.device.type, torch.bfloat16):
+                loss, hits = chain_loss(self.head, self.target, batch, self.plan)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.step += 1
+            seen += int(batch.answer.sum())
+            self.history.append({"step": self.step, "loss": loss.item(), "hits": hits})
+            if not math.isfinite(self.history[-1]["loss"]):
+                raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}; the last checkpoint is intact")
+            if self.step % 20 == 0:
+                rate = seen / (time.monotonic() - began)
+                recent = self.history[-20:]
+                mean = sum(h["loss"] for h in recent) / len(recent)
+                share = [sum(h["hits"][k] for h in recent) / len(recent) for k in range(self.plan.unroll)]
+                shown = " ".join(f"{s:.3f}" for s in share)
+                say(f"training: step {self.step}/{self.plan.steps}, loss {mean:.3f}, first choice {shown}, {rate:.0f} tokens/s")
+            if self.step % save_every == 0 or self.step == self.plan.steps:
+                self.save()
+
+
+def export(head: DraftHead, checkpoint: Path, folder: Path) -> None:
+    """Writes the draft as SGLang loads it: ``config.json`` and ``model.safetensors`` below `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = head.sglang_config(json.loads((checkpoint / "config.json").read_text()))
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    save_file(head.sglang_weights(), folder / "model.safetensors")
