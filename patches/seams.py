@@ -1,7 +1,7 @@
 """The one table of every SGLang name that Nightjar relies on, and the check that each is still what we expect.
 
-Every module of this package declares its own names as ``SEAMS``; ``table`` collects them. A changed SGLang then
-shows up at load, by name, and not as a wrong answer later.
+Every module that touches SGLang declares the names it relies on as ``SEAMS``; ``table`` collects them. A changed SGLang
+then shows up at load, by name, and not as a wrong answer later.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Seam:
             only its presence matters.
         kind: "call" if we call it, "field" if we read or write it, "hook" if we register it in SGLang's
             HookRegistry (then ``plugin.verify`` asserts that SGLang really applied the hook).
-        why: what we need it for, as the end of "needed ...".
+        why: what we need it for, or what breaks without it; a clause.
     """
 
     target: str
@@ -41,6 +41,15 @@ class Seam:
     def dotted(self) -> str:
         """The form that SGLang's HookRegistry uses."""
         return self.target.replace(":", ".")
+
+
+# The modules outside this package that rely on SGLang's names.
+_OTHER_USERS = (
+    "sglang_nightjar.agent.process",
+    "sglang_nightjar.launch_server",
+    "sglang_nightjar.plugin",
+    "sglang_nightjar.preflight",
+)
 
 
 def check(seam: Seam) -> str | None:
@@ -82,16 +91,22 @@ def patch_modules(role: str | None = None, is_cpu: bool | None = None) -> list[M
 
 
 def table(modules: Iterable[ModuleType] | None = None) -> list[Seam]:
-    """All seams of ``modules`` (default: of every patch), sorted by target, each once."""
-    chosen = patch_modules() if modules is None else modules
-    return sorted({seam for module in chosen for seam in module.SEAMS}, key=lambda seam: seam.target)
+    """All seams of ``modules`` (default: of all that touch SGLang), sorted by target, each once."""
+    if modules is None:
+        modules = [*patch_modules(), *map(importlib.import_module, _OTHER_USERS)]
+    return sorted({seam for module in modules for seam in module.SEAMS}, key=lambda seam: seam.target)
 
 
-def report(problems: dict[Seam, str]) -> str:
+def problems(seams: Iterable[Seam]) -> dict[Seam, str]:
+    """The seams that are not as expected, each with what is wrong."""
+    return {seam: problem for seam in seams if (problem := check(seam))}
+
+
+def report(broken: dict[Seam, str]) -> str:
     """What a person needs when names are broken: the version, every broken name, and what to do."""
     version = importlib.metadata.version("sglang")
     lines = [f"Nightjar does not fit this SGLang ({version}; it was made for {SUPPORTED_SGLANG}). Broken names:"]
-    lines += [f"  {seam.target}: {problem}; needed {seam.why}" for seam, problem in problems.items()]
+    lines += [f"  {seam.target}: {problem} ({seam.why})" for seam, problem in broken.items()]
     lines.append(
         f"What to do: install the version it was made for (pip install --no-deps sglang=={SUPPORTED_SGLANG}), "
         "or a Nightjar made for yours. `nightjar doctor` shows the whole table."

@@ -27,6 +27,7 @@ _FIELDS = (
     "dtype",
     "max_running_requests",
     "max_total_tokens",
+    "mem_fraction_static",
     "model_path",
     "page_size",
     "pp_size",

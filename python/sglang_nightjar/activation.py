@@ -5,6 +5,7 @@ environment variable, which children inherit, tells the plugin whether it was as
 """
 
 import os
+import warnings
 from types import ModuleType
 
 from sglang_nightjar.importhook import after_import, before_import
@@ -22,7 +23,9 @@ def activate() -> None:
 def _prepare_process() -> None:
     from sglang_nightjar.cpu.bootstrap import prepare_process
 
-    prepare_process()
+    if prepare_process().is_cpu:
+        # SGLang warns in every process about GPU formats that nobody asked for.
+        warnings.filterwarnings("ignore", message="Triton is not supported|Only CUDA,", module="sglang")
 
 
 def _hook_server_entry(http_server: ModuleType) -> None:

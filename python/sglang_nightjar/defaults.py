@@ -40,6 +40,9 @@ def _for_cpu(choice: EngineChoice, args: Any) -> dict[str, Any]:
         filled["page_size"] = 1
     if args.max_running_requests is None:
         filled["max_running_requests"] = CPU_MAX_RUNNING_REQUESTS
+    if args.mem_fraction_static is None:
+        # Only an upper bound here: the number of tokens below decides.
+        filled["mem_fraction_static"] = 0.9
     if args.max_total_tokens is None:
         tokens = _kv_tokens_that_fit(args.model_path, 2 if filled.get("dtype", args.dtype) == "bfloat16" else 4)
         filled["max_total_tokens"] = min(tokens, CPU_MAX_KV_TOKENS) if tokens else CPU_MAX_KV_TOKENS

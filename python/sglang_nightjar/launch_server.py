@@ -13,8 +13,27 @@ from typing import Any, NoReturn
 
 from sglang_nightjar import config
 from sglang_nightjar.errors import ConfigError
+from sglang_nightjar.patches.seams import Seam
 
 PROGRAM = "python -m sglang_nightjar.launch_server"
+
+SEAMS = (
+    Seam("sglang.srt.server_args:prepare_server_args", ("argv",), "call", "to parse SGLang's flags"),
+    Seam("sglang.srt.server_args:ServerArgs.add_cli_args", ("parser",), "call", "to know SGLang's flags"),
+    Seam(
+        "sglang.srt.server_args_config_parser:ConfigArgumentMerger.merge_config_with_args",
+        ("cli_args",),
+        "call",
+        "to see what --config sets",
+    ),
+    Seam("sglang.launch_server:run_server", ("server_args",), "call", "to serve"),
+    Seam(
+        "sglang.srt.utils:kill_process_tree",
+        ("parent_pid", "include_parent", "skip_pid", "wait_timeout"),
+        "call",
+        "to stop the children",
+    ),
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,6 +9,17 @@ from sglang_nightjar.patches import seams
 
 logger = logging.getLogger(__name__)
 
+SEAMS = (
+    seams.Seam("sglang.srt.plugins:load_plugins", (), "call", "to load the plugin where SGLang does not"),
+    seams.Seam(
+        "sglang.srt.plugins.hook_registry:HookRegistry.register",
+        ("target", "hook", "hook_type", "source"),
+        "call",
+        "to register our hooks",
+    ),
+    seams.Seam("sglang.srt.plugins.hook_registry:HookRegistry._patched", None, "field", "to see that a hook took"),
+)
+
 # Hook targets that the patches applied in this process must have reached.
 _expected: set[str] = set()
 
@@ -23,13 +34,13 @@ def load() -> None:
 
     is_cpu = choose_engine().is_cpu
     modules = seams.patch_modules(process.role, is_cpu)
-    problems = {seam: problem for seam in seams.table(modules) if (problem := seams.check(seam))}
-    if problems:
-        _refuse_or_warn(seams.report(problems), is_cpu)
+    used = [*SEAMS, *seams.table(modules)]
+    if broken := seams.problems(used):
+        _refuse_or_warn(seams.report(broken), is_cpu)
         return
     for module in modules:
         module.apply()
-    _expected.update(seam.dotted for seam in seams.table(modules) if seam.kind == "hook")
+    _expected.update(seam.dotted for seam in used if seam.kind == "hook")
 
 
 def verify() -> None:

@@ -10,6 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from sglang_nightjar.errors import ConfigError
+from sglang_nightjar.patches.seams import Seam
+
+SEAMS = (
+    Seam(
+        "sglang.srt.speculative.adaptive_spec_params:resolve_candidate_steps_from_config",
+        ("cfg_path",),
+        "call",
+        "to check --speculative-adaptive-config early",
+    ),
+)
 
 # An EAGLE-3 head reads the target's hidden states; a plain EAGLE head too. Others (NGRAM, STANDALONE) do not.
 _HEADS_ON_HIDDEN_STATES = ("EAGLE", "EAGLE3")

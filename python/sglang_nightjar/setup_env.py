@@ -52,6 +52,9 @@ def main() -> int:
     except SetupError as error:
         print(f"nightjar: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("nightjar: interrupted; the next run goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -139,8 +142,10 @@ def check_compiler() -> None:
 
 
 def check_disk(engine: str) -> None:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    needs = {}
+    # As sglang_nightjar/cache.py decides; it can't be imported yet.
+    own = os.environ.get("NIGHTJAR_CACHE")
+    cache = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    needs: dict[int, tuple[Path, float]] = {}
     for folder, gigabytes in ((ROOT, NEEDED_GB[engine]), (cache, MODEL_GB)):
         while not folder.exists():
             folder = folder.parent

@@ -10,7 +10,25 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-_sglang_launch_server: Callable[..., None] | None = None
+from sglang_nightjar.patches.seams import Seam
+
+SEAMS = (
+    Seam(
+        "sglang.srt.entrypoints.http_server:launch_server",
+        (
+            "server_args",
+            "init_tokenizer_manager_func",
+            "run_scheduler_process_func",
+            "run_detokenizer_process_func",
+            "execute_warmup_func",
+            "launch_callback",
+        ),
+        "call",
+        "to prepare the process that sgl.Runtime starts",
+    ),
+    Seam("sglang.srt.managers.scheduler:run_scheduler_process", None, "call", "to run a scheduler"),
+    Seam("sglang.srt.managers.detokenizer_manager:run_detokenizer_process", None, "call", "to run the detokenizer"),
+)
 
 # "main" is the process of the launcher, Engine or Runtime; "scheduler" is one rank's.
 role = "main"
@@ -43,13 +61,16 @@ def launch_server(*args: Any, **kwargs: Any) -> None:
     """SGLang's ``http_server.launch_server``, by a name that prepares the process which ``sgl.Runtime`` spawns."""
     import sglang.srt.entrypoints.http_server  # noqa: F401  (its import hook calls install_launch_server)
 
-    assert _sglang_launch_server is not None
-    _sglang_launch_server(*args, **kwargs)
+    _wrapped()(*args, **kwargs)
 
 
 def install_launch_server(http_server: ModuleType) -> None:
     """Put our ``launch_server`` where SGLang's callers look it up."""
-    global _sglang_launch_server
     if http_server.launch_server is not launch_server:
-        _sglang_launch_server = http_server.launch_server
+        # The name under which inspect, too, looks for what a function wraps.
+        launch_server.__wrapped__ = http_server.launch_server  # type: ignore[attr-defined]
         http_server.launch_server = launch_server  # type: ignore[attr-defined]
+
+
+def _wrapped() -> Callable[..., None]:
+    return launch_server.__wrapped__  # type: ignore[attr-defined]

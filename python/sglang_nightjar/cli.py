@@ -1,0 +1,46 @@
+"""The ``nightjar`` command."""
+
+import argparse
+import json
+import sys
+
+from sglang_nightjar import __version__
+from sglang_nightjar.errors import ConfigError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="nightjar", description="SGLang with adaptive speculative decoding.")
+    parser.add_argument("--version", action="version", version=f"nightjar {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True)
+    _add_doctor(commands)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except ConfigError as error:
+        print(f"nightjar: {error}", file=sys.stderr)
+        return 2
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "doctor", help="what this machine is, and whether serving would work (exit code 1: no)"
+    )
+    parser.add_argument("--json", action="store_true", help="for scripts: the findings and the table of SGLang's names")
+    parser.add_argument("-v", "--verbose", action="store_true", help="also list every SGLang name that we rely on")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from sglang_nightjar import doctor
+
+    diagnosis = doctor.diagnose()
+    if args.json:
+        print(json.dumps(diagnosis.as_json(), indent=2))
+    else:
+        print(doctor.render(diagnosis, args.verbose, colour=sys.stdout.isatty()))
+    return 0 if diagnosis.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Options and fixtures of the whole suite."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.serving import STRICT_CHECKS, Server, gamma_flags
+
+import sglang_nightjar  # noqa: F401  (before any test module imports sglang)
+
+OTHER_MARKERS = ("server", "gpu")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("nightjar")
+    group.addoption("--target", help="folder of the target model (default: the demo pair's)")
+    group.addoption("--draft", help="folder of its draft (default: the demo pair's)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in OTHER_MARKERS):
+            item.add_marker("cpu")
+
+
+@pytest.fixture(scope="session")
+def target(request: pytest.FixtureRequest) -> Path:
+    """Folder of the target model."""
+    from sglang_nightjar.demo.pair import ensure_pair
+
+    given = request.config.getoption("--target")
+    return Path(given) if given else ensure_pair().target
+
+
+@pytest.fixture(scope="session")
+def draft(request: pytest.FixtureRequest) -> Path:
+    """Folder of the draft model."""
+    from sglang_nightjar.demo.pair import ensure_pair
+
+    given = request.config.getoption("--draft")
+    return Path(given) if given else ensure_pair().draft
+
+
+@pytest.fixture(scope="session")
+def plain_flags(target: Path) -> list[str]:
+    """Server flags for the target without speculation."""
+    return ["--model-path", str(target)]
+
+
+@pytest.fixture(scope="session")
+def eagle_flags(plain_flags: list[str], draft: Path) -> list[str]:
+    """Server flags for the pair, without a choice of γ."""
+    return [*plain_flags, "--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(draft)]
+
+
+@pytest.fixture(scope="session")
+def server(eagle_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server that most server tests share: EAGLE-3 at γ=3, and SGLang's strict memory checks on all the time."""
+    flags = [*eagle_flags, *gamma_flags(3)]
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    with Server(flags, log, **STRICT_CHECKS) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def plain_server(plain_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same target without speculation, to compare with."""
+    log = tmp_path_factory.mktemp("plain_server") / "server.log"
+    with Server(plain_flags, log) as running:
+        yield running

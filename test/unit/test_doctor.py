@@ -1,0 +1,76 @@
+"""nightjar doctor: exit code 1 exactly when serving would not work, and every complaint says what to do."""
+
+import importlib.metadata
+import json
+import shutil
+
+import pytest
+
+from sglang_nightjar import cli, doctor
+from sglang_nightjar.patches import seams
+
+
+def names(diagnosis: doctor.Diagnosis, state: str) -> set[str]:
+    return {finding.name for finding in diagnosis.findings if finding.state == state}
+
+
+def test_a_machine_that_can_serve(capsys: pytest.CaptureFixture[str]) -> None:
+    """This machine must be able to: the server tests rely on it."""
+    assert cli.main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "Serving would work" in printed
+    for word in ("CPU", "memory", "torch", "sglang", "compiler", "SGLang's names", "demo target", "demo draft"):
+        assert word in printed
+
+
+def test_json_has_the_findings_and_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] is True
+    assert {"topic", "name", "state", "text", "todo"} == set(found["findings"][0])
+    assert len(found["seams"]) == len(seams.table())
+    assert all(seam["problem"] is None for seam in found["seams"])
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    diagnosis = doctor.diagnose()
+    assert not diagnosis.ok
+    assert "compiler" in names(diagnosis, "bad")
+
+
+def test_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "free_memory_bytes", lambda: 10**9)
+    assert "memory" in names(doctor.diagnose(), "bad")
+
+
+def test_plugin_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_PLUGINS", "another")
+    assert "plugin" in names(doctor.diagnose(), "bad")
+
+
+def test_plugin_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = importlib.metadata.EntryPoints(())
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: nothing)
+    assert "plugin" in names(doctor.diagnose(), "bad")
+
+
+def test_changed_sglang(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = seams.Seam("sglang.srt.server_args:ServerArgs.gone", None, "field", "for this test")
+    monkeypatch.setattr(seams, "table", lambda: [gone])
+    assert cli.main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert "ServerArgs.gone" in printed
+    assert "pip install" in printed
+    assert "would not work" in printed
+
+
+def test_every_complaint_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(doctor, "free_memory_bytes", lambda: 10**9)
+    monkeypatch.setattr(doctor, "_installed", lambda package: None)
+    monkeypatch.setenv("NIGHTJAR_CACHE", str(tmp_path))
+    monkeypatch.setenv("SGLANG_PLUGINS", "another")
+    diagnosis = doctor.diagnose()
+    assert len(names(diagnosis, "bad")) >= 4
+    assert all(finding.todo for finding in diagnosis.findings if finding.state == "bad")
