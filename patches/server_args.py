@@ -33,6 +33,7 @@ _FIELDS = (
     "pp_size",
     "prefill_attention_backend",
     "quantization",
+    "sleep_on_idle",
     "speculative_adaptive",
     "speculative_algorithm",
     "speculative_eagle_topk",

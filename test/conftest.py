@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from helpers.serving import STRICT_CHECKS, Server, gamma_flags
 
-import sglang_nightjar  # noqa: F401  (before any test module imports sglang)
+from sglang_nightjar.cpu.bootstrap import prepare_process
+
+# Before any test module imports sglang or transformers.
+prepare_process()
 
 OTHER_MARKERS = ("server", "gpu")
 

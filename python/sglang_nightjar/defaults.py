@@ -35,6 +35,9 @@ def _for_cpu(choice: EngineChoice, args: Any) -> dict[str, Any]:
     if args.dtype == "auto":
         # Without AMX, bf16 matrix products are several times slower than fp32 ones; with AMX it is the reverse.
         filled["dtype"] = "float32" if choice.engine == "nightjar" else "bfloat16"
+    if not args.sleep_on_idle:
+        # An idle scheduler polls without a pause: on a GPU server that costs one core of many, here half the machine.
+        filled["sleep_on_idle"] = True
     if args.page_size is None:
         # Larger pages need Triton in SGLang's allocator.
         filled["page_size"] = 1

@@ -22,6 +22,7 @@ UNSET = {
     "model_path": "/no/such/model",
     "speculative_adaptive": False,
     "disable_cuda_graph": False,
+    "sleep_on_idle": False,
 }
 
 
@@ -33,6 +34,7 @@ def test_portable_cpu() -> None:
     assert filled(PORTABLE) == {
         "device": "cpu",
         "dtype": "float32",
+        "sleep_on_idle": True,
         "page_size": 1,
         "max_running_requests": defaults.CPU_MAX_RUNNING_REQUESTS,
         "max_total_tokens": defaults.CPU_MAX_KV_TOKENS,
@@ -55,6 +57,7 @@ def test_what_the_user_set_stays() -> None:
         "mem_fraction_static": 0.5,
         "speculative_algorithm": "EAGLE3",
         "speculative_num_steps": 5,
+        "sleep_on_idle": True,
     }
     assert filled(PORTABLE, **given) == {"disable_cuda_graph": True}
 

@@ -1,0 +1,65 @@
+"""``sglang.Engine`` inside a program, after ``import sglang_nightjar`` and without any other setting.
+
+Each case is a process of its own: shutting an engine down ends every child of its process.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.serving import clean_environment
+
+pytestmark = pytest.mark.server
+
+PROGRAM = """
+import sglang_nightjar
+import sglang as sgl
+
+def main():
+    engine = sgl.Engine(
+        model_path={target!r}, speculative_algorithm="EAGLE3", speculative_draft_model_path={draft!r}
+    )
+    answer = engine.generate("The capital of France is", {{"temperature": 0, "max_new_tokens": 8}})
+    print("TEXT", answer["text"].split()[0])
+    print("VERIFIED", answer["meta_info"]["spec_verify_ct"] > 0)
+    stream = engine.generate("One, two,", {{"temperature": 0, "max_new_tokens": 8}}, stream=True)
+    print("CHUNKS", len(list(stream)) > 1)
+    batch = engine.generate(["One, two,", "Red, green,"], {{"temperature": 0, "max_new_tokens": 4}})
+    print("BATCH", len(batch))
+    args = engine.server_args
+    print("SETTINGS", args.page_size, args.max_running_requests is not None)
+    engine.shutdown()
+    print("DONE")
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("how", ["script", "without a file"])
+def test_engine(how: str, target: Path, draft: Path, tmp_path: Path) -> None:
+    program = PROGRAM.format(target=str(target), draft=str(draft))
+    command = [sys.executable, "-c", program]
+    if how == "script":
+        (tmp_path / "program.py").write_text(program)
+        command = [sys.executable, str(tmp_path / "program.py")]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for line in ("TEXT Paris", "VERIFIED True", "CHUNKS True", "BATCH 2", "SETTINGS 1 True", "DONE"):
+        assert line in done.stdout
+
+
+def test_what_a_cpu_can_not_do_is_said_at_once(target: Path, draft: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU can")
+    program = PROGRAM.format(target=str(target), draft=str(draft)).replace(
+        "speculative_algorithm=", "speculative_eagle_topk=4, speculative_algorithm="
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=clean_environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert "ConfigError: speculative_eagle_topk=4: the CPU engine verifies chains, not trees: use 1" in done.stderr
