@@ -73,6 +73,12 @@ class FeatureStore:
         done.touch()
         say(f"features of {shard.stem}")
 
+    def residual_rms(self) -> float:
+        """Median over tokens of the root mean square of the last captured layer (the first tokens' is far larger)."""
+        batch = self.load(self.paths()[0], torch.device("cpu"))
+        last = batch.features.chunk(len(self.aux_layers), dim=-1)[-1][batch.answer].float()
+        return last.square().mean(-1).sqrt().median().item()
+
     def _pack(self, answered: list[Answered]) -> Iterator[list[Answered]]:
         group: list[Answered] = []
         for a in answered:
@@ -85,7 +91,9 @@ class FeatureStore:
 
     def paths(self) -> list[Path]:
         """Files of complete shards."""
-        return [p for d in sorted(self.folder.glob("*.done")) for p in sorted(self.folder.glob(f"{d.stem}-*.safetensors"))]
+        return [
+            p for d in sorted(self.folder.glob("*.done")) for p in sorted(self.folder.glob(f"{d.stem}-*.safetensors"))
+        ]
 
     @staticmethod
     def load(path: Path, device: torch.device) -> Batch:

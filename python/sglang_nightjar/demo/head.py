@@ -8,10 +8,13 @@ Reference for names and order of operations: ``sglang/srt/models/llama_eagle3.py
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 from .llama import LlamaModel, rotary_table
@@ -37,9 +40,11 @@ class DraftHead(nn.Module):
         shape: sizes.
         target: the model to draft for; its last layer, final norm and head rows are where training starts from.
         vocab: int64 [draft_vocab], the target's token id of every draft token, ascending.
+        residual_rms: typical root mean square of the last of `aux_layers`' output, by which the copied layer is scaled
+            down, since the head's residual stream has unit size.
     """
 
-    def __init__(self, shape: HeadShape, target: LlamaModel, vocab: torch.Tensor):
+    def __init__(self, shape: HeadShape, target: LlamaModel, vocab: torch.Tensor, residual_rms: float = 1.0):
         super().__init__()
         self.shape, self.target_shape = shape, target.shape
         t, hidden = target.shape, target.shape.hidden
@@ -58,13 +63,12 @@ class DraftHead(nn.Module):
         self.norm = nn.Parameter(torch.ones(hidden))
         self.lm_head = nn.Linear(hidden, shape.draft_vocab, bias=False)
         self.register_buffer("vocab", vocab.clone())
-        self._start_from(target)
+        self._start_from(target, residual_rms)
 
-    def _start_from(self, target: LlamaModel) -> None:
-        """Copies what the target knows: its last layer on the hidden half of the input, its norm and its head rows."""
-        hidden = self.target_shape.hidden
-        _, qkv, out, norm2, gate_up, down = target.blocks[-1]
-        s = self.target_shape
+    def _start_from(self, target: LlamaModel, residual_rms: float) -> None:
+        """Starts as the target's last layer on the newest features, which predicts token t+1; t+2 is to be learnt."""
+        s, hidden = self.target_shape, self.target_shape.hidden
+        norm1, qkv, out, norm2, gate_up, down = target.blocks[-1]
         q, k, v = qkv.weight.float().split([s.heads * s.head_dim, s.kv_heads * s.head_dim, s.kv_heads * s.head_dim])
         with torch.no_grad():
             nn.init.normal_(self.fc.weight, std=0.02)
@@ -72,15 +76,35 @@ class DraftHead(nn.Module):
             for linear, start in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v)):
                 nn.init.normal_(linear.weight, std=0.02)
                 linear.weight[:, hidden:] += start
-            self.o_proj.weight.copy_(out.weight)
+            self.hidden_norm.copy_(norm1)
             self.post_attention_layernorm.copy_(norm2)
+            self.o_proj.weight.copy_(out.weight / residual_rms)
             if self.shape.intermediate == gate_up.weight.shape[0] // 2:
                 gate, up = gate_up.weight.chunk(2)
                 self.gate_proj.weight.copy_(gate)
                 self.up_proj.weight.copy_(up)
-                self.down_proj.weight.copy_(down.weight)
+                self.down_proj.weight.copy_(down.weight / residual_rms)
             self.norm.copy_(target.norm)
             self.lm_head.weight.copy_(target.embed[self.vocab])
+
+    @classmethod
+    def load(cls, folder: Path, target: LlamaModel) -> DraftHead:
+        """The head that `sglang_weights` and `sglang_config` wrote below `folder`, on the target's device."""
+        config = json.loads((folder / "config.json").read_text())
+        weights = load_file(folder / "model.safetensors", device=str(target.device))
+        shape = HeadShape(
+            aux_layers=tuple(config["eagle_config"]["eagle_aux_hidden_state_layer_ids"]),
+            draft_vocab=config["draft_vocab_size"],
+            intermediate=config["intermediate_size"],
+        )
+        vocab = weights.pop("d2t") + torch.arange(shape.draft_vocab, device=target.device)
+        head = cls(shape, target, vocab).to(target.device)
+        own = dict(head.named_parameters())
+        with torch.no_grad():
+            for name, weight in weights.items():
+                if name != "t2d":
+                    own[_own_name(name)].copy_(weight)
+        return head
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """Target features [B, T, aux * hidden] to the head's hidden size: a norm per layer, then one linear map."""
@@ -109,9 +133,7 @@ class DraftHead(nn.Module):
         for step in range(steps):
             if step:
                 hidden = F.pad(hidden[:, :-1], (0, 0, 1, 0))
-            x = torch.cat(
-                [rms(embeds, self.input_layernorm, s.eps), rms(hidden, self.hidden_norm, s.eps)], dim=-1
-            )
+            x = torch.cat([rms(embeds, self.input_layernorm, s.eps), rms(hidden, self.hidden_norm, s.eps)], dim=-1)
             q, k, v = (
                 p(x).view(batch, tokens, -1, s.head_dim).transpose(1, 2)
                 for p in (self.q_proj, self.k_proj, self.v_proj)
@@ -131,7 +153,9 @@ class DraftHead(nn.Module):
         """The tensors of SGLang's ``LlamaForCausalLMEagle3``, fp16; `d2t` is target id minus draft id, `t2d` a mask."""
         attention = {f"self_attn.{n}.weight": getattr(self, n).weight for n in ("q_proj", "k_proj", "v_proj", "o_proj")}
         mlp = {f"mlp.{n}.weight": getattr(self, n).weight for n in ("gate_proj", "up_proj", "down_proj")}
-        norms = {f"{n}.weight": getattr(self, n) for n in ("input_layernorm", "hidden_norm", "post_attention_layernorm")}
+        norms = {
+            f"{n}.weight": getattr(self, n) for n in ("input_layernorm", "hidden_norm", "post_attention_layernorm")
+        }
         out = {f"midlayer.{name}": w for name, w in (attention | mlp | norms).items()}
         out |= {f"fc_norm.{i}.weight": w for i, w in enumerate(self.fc_norm)}
         out |= {"fc.weight": self.fc.weight, "norm.weight": self.norm, "lm_head.weight": self.lm_head.weight}
@@ -158,6 +182,12 @@ class DraftHead(nn.Module):
 
     def describe(self) -> dict:
         return {**asdict(self.shape), "parameters": sum(p.numel() for p in self.parameters())}
+
+
+def _own_name(name: str) -> str:
+    """SGLang's tensor name to this module's: norms are plain parameters here, and there is one layer only."""
+    name = name.removeprefix("midlayer.").removeprefix("self_attn.").removeprefix("mlp.")
+    return name.removesuffix(".weight") if "norm" in name else name
 
 
 def rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

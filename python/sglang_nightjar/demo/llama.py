@@ -114,7 +114,10 @@ class LlamaModel:
             raise ValueError(f"{checkpoint} is not a Llama checkpoint with a tied head")
         self.shape = shape = LlamaShape.read(checkpoint)
         self.device = torch.device(device)
-        w = {k.removeprefix("model."): v.to(device, dtype) for k, v in load_file(checkpoint / "model.safetensors").items()}
+        w = {
+            k.removeprefix("model."): v.to(device, dtype)
+            for k, v in load_file(checkpoint / "model.safetensors").items()
+        }
         self.embed = w["embed_tokens.weight"]
         self.head = Linear(self.embed)
         self.norm = w["norm.weight"]

@@ -19,6 +19,7 @@ from .features import Batch, FeatureStore
 from .generate import load_shards
 from .head import DraftHead, HeadShape
 from .llama import LlamaModel
+from .soft_loss import SoftTargetLoss
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,31 @@ def count_vocab(shards: Path, size: int, full: int) -> tuple[torch.Tensor, float
     return chosen, float(counts[chosen].sum() / counts.sum())
 
 
-def chain_loss(head: DraftHead, target: LlamaModel, batch: Batch, plan: TrainPlan) -> tuple[torch.Tensor, list[float]]:
+def chain_loss(
+    head: DraftHead, target: LlamaModel, batch: Batch, plan: TrainPlan
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Cross-entropy between the target's distribution over the draft vocabulary and the head's, over unrolled steps.
 
-    Returns the loss and, per step, the share of positions where the head's first choice is the target's.
+    Returns the loss and the unrolled outputs.
     """
     wanted = F.pad(batch.answer[:, 2:], (0, 1))
-    teacher = F.linear(batch.final[:, 1:][wanted], target.embed[head.vocab]).float()
-    soft, best = teacher.softmax(-1), teacher.argmax(-1)
+    rows = target.embed[head.vocab]
+    soft = torch.cat([F.linear(f, rows).float().softmax(-1).to(f.dtype) for f in batch.final[:, 1:][wanted].split(128)])
     outputs = head.unroll(batch.features[:, :-1], F.embedding(batch.tokens[:, 1:], target.embed), plan.unroll)
-    total, hits = torch.zeros((), device=teacher.device), []
+    total = torch.zeros((), device=soft.device)
     for k, output in enumerate(outputs):
-        logits = head.lm_head(output[wanted]).float()
-        total = total + plan.step_weight**k * -(soft * logits.log_softmax(-1)).sum(-1).mean()
-        hits.append((logits.argmax(-1) == best).float().mean().item())
-    return total, hits
+        total = total + plan.step_weight**k * SoftTargetLoss.apply(output[wanted], head.lm_head.weight, soft)
+    return total, outputs
+
+
+@torch.no_grad()
+def first_choices(head: DraftHead, outputs: list[torch.Tensor], batch: Batch) -> list[float]:
+    """Per unrolled step the share of answer positions whose next token is the head's first choice."""
+    wanted, told = F.pad(batch.answer[:, 2:], (0, 1)), F.pad(batch.tokens[:, 2:], (0, 1))
+    rows = head.lm_head.weight.to(outputs[0].dtype)
+    return [
+        (head.vocab[F.linear(o[wanted], rows).max(-1).indices] == told[wanted]).float().mean().item() for o in outputs
+    ]
 
 
 class Trainer:
@@ -73,10 +84,18 @@ class Trainer:
     vocabulary head with AdamW.
     """
 
-    def __init__(self, folder: Path, target: LlamaModel, shape: HeadShape, vocab: torch.Tensor, plan: TrainPlan):
+    def __init__(
+        self,
+        folder: Path,
+        target: LlamaModel,
+        shape: HeadShape,
+        vocab: torch.Tensor,
+        plan: TrainPlan,
+        residual_rms: float = 1.0,
+    ):
         self.folder, self.target, self.plan = folder, target, plan
         torch.manual_seed(plan.seed)
-        self.head = DraftHead(shape, target, vocab).to(target.device)
+        self.head = DraftHead(shape, target, vocab, residual_rms).to(target.device)
         matrices = [p for n, p in self.head.named_parameters() if p.ndim == 2 and n != "lm_head.weight"]
         others = [p for n, p in self.head.named_parameters() if p.ndim == 1]
         self.optimizers = [
@@ -119,6 +138,7 @@ class Trainer:
     def run(self, store: FeatureStore, say: Callable[[str], None] = print, save_every: int = 100) -> None:
         """Trains to `plan.steps`; files that appear in `store` meanwhile are used from the next epoch on."""
         queue: list[Path] = []
+        losses: list[float] = []
         began, seen = time.monotonic(), 0
         while self.step < self.plan.steps:
             if not queue:
@@ -131,23 +151,29 @@ class Trainer:
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
             with torch.autocast(self.target.device.type, torch.bfloat16):
-                loss, hits = chain_loss(self.head, self.target, batch, self.plan)
+                loss, outputs = chain_loss(self.head, self.target, batch, self.plan)
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(
+                    f"the loss is {loss.item()} at step {self.step}; the last checkpoint is intact"
+                )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
             for optimizer in self.optimizers:
                 optimizer.step()
             self.step += 1
             seen += int(batch.answer.sum())
-            self.history.append({"step": self.step, "loss": loss.item(), "hits": hits})
-            if not math.isfinite(self.history[-1]["loss"]):
-                raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}; the last checkpoint is intact")
+            losses.append(loss.item())
             if self.step % 20 == 0:
+                hits = first_choices(self.head, outputs, batch)
+                entry = {"step": self.step, "loss": sum(losses) / len(losses), "first_choice": hits}
+                self.history.append(entry)
+                losses.clear()
+                shown = " ".join(f"{h:.3f}" for h in hits)
                 rate = seen / (time.monotonic() - began)
-                recent = self.history[-20:]
-                mean = sum(h["loss"] for h in recent) / len(recent)
-                share = [sum(h["hits"][k] for h in recent) / len(recent) for k in range(self.plan.unroll)]
-                shown = " ".join(f"{s:.3f}" for s in share)
-                say(f"training: step {self.step}/{self.plan.steps}, loss {mean:.3f}, first choice {shown}, {rate:.0f} tokens/s")
+                say(
+                    f"training: step {self.step}/{self.plan.steps}, loss {entry['loss']:.3f}, "
+                    f"first choice {shown}, {rate:.0f} tokens/s"
+                )
             if self.step % save_every == 0 or self.step == self.plan.steps:
                 self.save()
 

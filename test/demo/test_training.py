@@ -1,0 +1,118 @@
+"""Corpus, features and training end to end on the tiny target: resuming gives what an uninterrupted run gives."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from sglang_nightjar.demo.features import FeatureStore
+from sglang_nightjar.demo.generate import Answered, load_shard, save_shard
+from sglang_nightjar.demo.head import HeadShape
+from sglang_nightjar.demo.prompts import PromptMaker, lists
+from sglang_nightjar.demo.train import Trainer, TrainPlan, count_vocab
+
+SHAPE = HeadShape(aux_layers=(0, 1), draft_vocab=32, intermediate=48)
+PLAN = TrainPlan(steps=60, unroll=2, warmup=5)
+
+
+@pytest.fixture
+def store(tiny, tmp_path) -> FeatureStore:
+    draw = torch.Generator().manual_seed(0)
+    answered = []
+    for _ in range(24):
+        # Sequences that repeat with period 3: easy to predict, so that learning shows within a few steps.
+        motif = torch.randint(0, 64, (3,), generator=draw)
+        answered.append(Answered(motif.repeat(8).int(), prompt_length=6))
+    (tmp_path / "corpus").mkdir()
+    save_shard(tmp_path / "corpus" / "a0000.safetensors", answered)
+    made = FeatureStore(tmp_path / "features", SHAPE.aux_layers, batch_tokens=200, fill=0)
+    made.add(tiny, tmp_path / "corpus" / "a0000.safetensors")
+    return made
+
+
+def test_shard_reads_back(tmp_path):
+    answered = [Answered(torch.arange(5).int(), 2), Answered(torch.arange(9).int(), 4)]
+    save_shard(tmp_path / "s.safetensors", answered)
+    again = load_shard(tmp_path / "s.safetensors")
+    assert [(a.tokens.tolist(), a.prompt_length) for a in again] == [([0, 1, 2, 3, 4], 2), (list(range(9)), 4)]
+
+
+def test_half_written_features_are_not_used(store, tiny, tmp_path):
+    whole = store.paths()
+    assert whole
+    (store.folder / "a0001-000.safetensors").write_bytes(whole[0].read_bytes())
+    (store.folder / "a0002-000.partial").write_bytes(b"torn")
+    assert store.paths() == whole
+
+
+def test_training_lowers_the_loss_and_resumes_where_it_stopped(store, tiny, tmp_path):
+    vocab, covered = count_vocab(tmp_path / "corpus", 32, 64)
+    assert 0.5 < covered <= 1.0
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    whole = Trainer(tmp_path / "one", tiny, SHAPE, vocab, PLAN)
+    whole.run(store, lambda _: None)
+    assert whole.history[-1]["loss"] < whole.history[0]["loss"]
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_20(text: str) -> None:
+        if "step 20/" in text:
+            raise Stop
+
+    # The batches are drawn epoch by epoch, so a checkpoint is exact at an epoch's end: every step is one here.
+    single = FeatureStore(tmp_path / "single", SHAPE.aux_layers, batch_tokens=10**6, fill=0)
+    single.add(tiny, tmp_path / "corpus" / "a0000.safetensors")
+    straight = Trainer(tmp_path / "two", tiny, SHAPE, vocab, PLAN)
+    straight.run(single, lambda _: None)
+    (tmp_path / "three").mkdir()
+    broken = Trainer(tmp_path / "three", tiny, SHAPE, vocab, PLAN)
+    with pytest.raises(Stop):
+        broken.run(single, stop_at_20, save_every=10)
+    resumed = Trainer(tmp_path / "three", tiny, SHAPE, vocab, PLAN)
+    assert resumed.step == 10
+    resumed.run(single, lambda _: None)
+    for a, b in zip(straight.head.parameters(), resumed.head.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_rate_rises_stays_and_falls():
+    plan = TrainPlan(steps=100, warmup=10, decay=0.5)
+    factors = [plan.rate_at(s) for s in range(100)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == factors[50] == 1.0
+    assert all(a >= b for a, b in zip(factors[50:], factors[51:], strict=False)) and factors[-1] == pytest.approx(0.02)
+
+
+def test_an_exploding_loss_stops_training_and_keeps_the_checkpoint(store, tiny, tmp_path):
+    vocab, _ = count_vocab(tmp_path / "corpus", 32, 64)
+    trainer = Trainer(tmp_path, tiny, SHAPE, vocab, dataclasses.replace(PLAN, steps=5))
+    with torch.no_grad():
+        trainer.head.fc.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError):
+        trainer.run(store, lambda _: None)
+    assert not trainer.checkpoint.exists()
+
+
+def test_prompts_are_many_varied_and_reproducible():
+    one, two = PromptMaker(3).first_round(3000), PromptMaker(3).first_round(3000)
+    assert one == two != PromptMaker(4).first_round(3000)
+    texts = {c[0]["content"] for c in one}
+    assert len(texts) == 3000
+    assert not any("{" in t.replace("{language}", "") and "}" in t and "def " not in t for t in texts)
+
+
+def test_every_template_names_lists_that_exist():
+    words = lists()
+    for name, entries in words.items():
+        for entry in entries:
+            for slot in [part.split("}")[0] for part in entry.split("{")[1:]]:
+                assert ".." in slot or slot in words, f"{name}: {{{slot}}} in {entry!r}"
+    assert set(words["kinds"]) <= set(words)
+
+
+def test_second_round_quotes_the_first():
+    turns = [(f"question {i}", f"answer {i} " * 40) for i in range(20)]
+    for conversation in PromptMaker(0).second_round(turns, 50):
+        assert conversation[-1]["role"] == "user"
+        assert any("answer" in message["content"] for message in conversation)
