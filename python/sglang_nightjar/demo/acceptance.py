@@ -41,7 +41,7 @@ class Acceptance:
         return [t / max(1, o) for t, o in zip(self.taken, self.offered, strict=True)]
 
     def walk(self, matches: list[list[bool]], first: int, end: int) -> None:
-        """Follows one answer: `matches[k][t]` says whether step k predicted token t + 2; chains start at row `first`."""
+        """Follows one answer: `matches[k][t]` says whether step k predicted token t + 2; chains start at `first`."""
         anchor = first
         while anchor + 2 < end:
             accepted = 0

@@ -33,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     train.add_argument("--second-round", type=_positive, metavar="N", help="prompts about the target's own texts")
     train.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps, of about 4,096 tokens each")
     train.add_argument(
-        "--out", type=Path, metavar="DIR", help="where to write the head (default: DIR of --folder/draft)"
+        "--out", type=Path, metavar="DIR", help="where to write the head (default: draft below --folder)"
     )
     train.set_defaults(run=_train)
 
@@ -117,7 +117,7 @@ def _test(args: argparse.Namespace) -> int:
     device, dtype = recipe.pick_device(args.device)
     target = LlamaModel(checkpoint, dtype, device)
     head = DraftHead.load(args.draft or draft_dir(), target)
-    corpus = Corpus(args.folder / "corpus", checkpoint, recipe.Recipe().corpus)
+    corpus = Corpus(args.folder / "corpus", checkpoint, recipe.Recipe().corpus, recipe.Recipe().sampling)
     groups: dict[str, list[list[int]]] = {}
     if args.prompts is None:
         groups["held out"] = recipe.held_out_prompts(recipe.Recipe(), corpus)
@@ -126,7 +126,9 @@ def _test(args: argparse.Namespace) -> int:
             raise ConfigError(f"--prompts {args.prompts}: there is no such file")
         for category, conversation in recipe.read_prompts(args.prompts):
             groups.setdefault(category, []).append(corpus.encode(conversation)[-1024:])
-    results = {name: recipe.test(head, target, corpus, prompts, args.gamma) for name, prompts in groups.items()}
+    results = {
+        name: recipe.head_acceptance(head, target, corpus, prompts, args.gamma) for name, prompts in groups.items()
+    }
     if args.json:
         print(json.dumps({n: {**dataclasses.asdict(r), "mean_length": r.mean_length} for n, r in results.items()}))
         return 0

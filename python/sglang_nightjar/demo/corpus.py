@@ -1,4 +1,4 @@
-"""The training corpus: two rounds of prompts, answered by the target, in shards that an interrupted run picks up again."""
+"""The training corpus: two rounds of prompts, answered by the target, in shards that a later start picks up."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def render(conversation: Conversation) -> str:
 class Corpus:
     """Shards below `folder`; `build` adds what is missing of the plan."""
 
-    def __init__(self, folder: Path, checkpoint: Path, plan: CorpusPlan, sampling: Sampling = Sampling()):
+    def __init__(self, folder: Path, checkpoint: Path, plan: CorpusPlan, sampling: Sampling):
         self.folder, self.checkpoint, self.plan, self.sampling = folder, checkpoint, plan, sampling
         self.tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
         self.eos = self.tokenizer.token_to_id(END)

@@ -1,4 +1,4 @@
-"""The EAGLE-3 draft head (Li et al. 2025, arXiv 2503.01840) as a trainable module, in the shapes that SGLang 0.5.17 loads.
+"""The EAGLE-3 draft head (Li et al. 2025, arXiv 2503.01840) as a trainable module, in the shapes that SGLang loads.
 
 At position t the head reads the target's hidden states of token t (a few layers, concatenated) and the embedding of
 token t+1, and predicts token t+2. From the second draft step on, its own output takes the place of the target's hidden
@@ -203,7 +203,7 @@ def chain_attention(q: torch.Tensor, keys: list[torch.Tensor], values: list[torc
     """Attention of draft step k = len(keys) - 1 at every position, as if each position ended a chain of its own.
 
     Row t sees the step-0 keys of positions <= t - k (where the target's hidden states are known) and, of each later
-    step j, the one key at t - k + j. q is [B, H, T, D]; keys and values are per step [B, Hkv, T, D]; returns [B, H, T, D].
+    step j, the one key at t - k + j. q and the result are [B, H, T, D]; keys and values are per step [B, Hkv, T, D].
     """
     step, tokens, dim = len(keys) - 1, q.shape[2], q.shape[-1]
     groups = q.shape[1] // keys[0].shape[1]

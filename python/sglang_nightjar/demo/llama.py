@@ -45,7 +45,7 @@ class LlamaShape:
 
 
 class Linear:
-    """``x @ w.T`` with the weight prepacked for oneDNN on a CPU: plain ``linear`` is several times slower for few rows."""
+    """``x @ w.T``, on a CPU with the weight prepacked for oneDNN: plain ``linear`` is much slower for few rows."""
 
     def __init__(self, weight: torch.Tensor):
         self.weight = weight

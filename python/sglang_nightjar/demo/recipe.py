@@ -68,7 +68,7 @@ def run(
     began = time.monotonic()
     trainer.run(store, say)
     minutes = (time.monotonic() - began) / 60
-    tested = test(trainer.head, target, corpus, held_out_prompts(recipe, corpus), gamma=5)
+    tested = head_acceptance(trainer.head, target, corpus, held_out_prompts(recipe, corpus), gamma=5)
     export(trainer.head, checkpoint, out)
     card = make_card(recipe, corpus, trainer, tested, minutes, f"{where}, {platform.processor() or platform.machine()}")
     (out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -108,7 +108,7 @@ def read_prompts(path: Path) -> Iterable[tuple[str, Conversation]]:
         yield entry.get("category", "all"), user(entry["turns"][0])
 
 
-def test(
+def head_acceptance(
     head: DraftHead, target: LlamaModel, corpus: Corpus, prompts: list[list[int]], gamma: int, new_tokens: int = 128
 ) -> Acceptance:
     """Accepted length over the target's greedy answers to `prompts`."""

@@ -31,7 +31,7 @@ def target_dir() -> Path:
 
 
 def is_ready(folder: Path) -> bool:
-    """Whether `folder` holds a whole conversion of this GGUF: each file there with its size (`damage` reads them too)."""
+    """Whether `folder` holds a whole conversion of this GGUF: each file there with its size (`damage` also reads)."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
