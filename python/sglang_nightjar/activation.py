@@ -24,6 +24,8 @@ def _prepare_process() -> None:
     from sglang_nightjar.cpu.bootstrap import prepare_process
 
     if prepare_process().is_cpu:
+        # Otherwise a crash ends only after a minute of waiting for a CUDA core dump.
+        os.environ.setdefault("SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "0")
         # SGLang warns in every process about GPU formats that nobody asked for.
         warnings.filterwarnings("ignore", message="Triton is not supported|Only CUDA,", module="sglang")
 
