@@ -1,8 +1,11 @@
 """arg_groups/overrides.py, SGLang 0.5.17: keep the ``intel_amx`` attention backend on a CPU without AMX.
 
-SGLang rewrites it to ``torch_native``, which has neither verification nor multi-step drafting. The backend's Python is
-generic; only the two operators that it calls need AMX, and the CPU engine supplies them (cpu/standin.py).
+SGLang rewrites it to ``torch_native``, which has neither verification nor multi-step drafting. Under its name our own
+backend runs (patches/intel_amx_backend.py).
 """
+
+from collections.abc import Callable
+from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
@@ -11,23 +14,16 @@ from sglang_nightjar.patches.seams import Seam
 
 CPU_ONLY = True
 
-SEAMS = (
-    Seam(
-        "sglang.srt.arg_groups.overrides:_attention_backend_platform_fallbacks",
-        ("view",),
-        "hook",
-        "without it the CPU engine would be left with torch_native attention, which cannot speculate",
-    ),
-)
+_TARGET = "sglang.srt.arg_groups.overrides:_attention_backend_platform_fallbacks"
+
+SEAMS = (Seam(_TARGET, ("view",), "hook", "or torch_native attention is used, which cannot speculate"),)
 
 
-def keep_intel_amx(original, view) -> dict:
+def keep_intel_amx(original: Callable[..., dict[str, Any]], view: Any) -> dict[str, Any]:
     if view.device == "cpu" and view.attention_backend == "intel_amx" and standin.is_installed():
         return {}
     return original(view)
 
 
 def apply() -> None:
-    HookRegistry.register(
-        "sglang.srt.arg_groups.overrides._attention_backend_platform_fallbacks", keep_intel_amx, HookType.AROUND
-    )
+    HookRegistry.register(_TARGET.replace(":", "."), keep_intel_amx, HookType.AROUND)

@@ -5,6 +5,9 @@ late, because ``sgl_kernel`` is imported with SGLang itself. Our functions prepa
 module, so this holds for the launcher, ``sglang.Engine``, pytest and a REPL alike.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_nightjar.agent import process
@@ -30,7 +33,13 @@ SEAMS = (
 )
 
 
-def launch_schedulers(original, cls, server_args, port_args, run_scheduler_process_func):
+def launch_schedulers(
+    original: Callable[..., Any],
+    cls: Any,
+    server_args: Any,
+    port_args: Any,
+    run_scheduler_process_func: Callable[..., Any],
+) -> Any:
     from sglang.srt.managers.scheduler import run_scheduler_process
 
     if run_scheduler_process_func is run_scheduler_process:
@@ -38,7 +47,13 @@ def launch_schedulers(original, cls, server_args, port_args, run_scheduler_proce
     return original(cls, server_args, port_args, run_scheduler_process_func)
 
 
-def launch_detokenizers(original, cls, server_args, port_args, run_detokenizer_process_func):
+def launch_detokenizers(
+    original: Callable[..., Any],
+    cls: Any,
+    server_args: Any,
+    port_args: Any,
+    run_detokenizer_process_func: Callable[..., Any],
+) -> Any:
     from sglang.srt.managers.detokenizer_manager import run_detokenizer_process
 
     if run_detokenizer_process_func is run_detokenizer_process:

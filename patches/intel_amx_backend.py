@@ -1,44 +1,63 @@
-"""layers/attention/intel_amx_backend.py, SGLang 0.5.17: attend with the lengths that the metadata prepared.
+"""layers/attention/intel_amx_backend.py, SGLang 0.5.17.
 
-Both forward methods unpack ``seq_lens`` from the prepared metadata and then overwrite it with
-``forward_batch.seq_lens``, so a verification misses its own draft tokens and draft step i misses the tokens of the steps
-before it. The methods here are the same calls without the overwrite. Needed with SGLang's own AMX kernels, too.
-Fixed upstream in 0.5.23.
+Without AMX: its two classes are replaced by ours (cpu/attention_backend.py), on portable kernels.
+
+With AMX and SGLang's own kernels: both forward methods unpack ``seq_lens`` from the prepared metadata and then
+overwrite it with ``forward_batch.seq_lens``, so a verification misses its own draft tokens and draft step i misses the
+tokens of the steps before it. The methods here are the same calls without the overwrite. Fixed upstream in 0.5.23.
 """
+
+from typing import Any
 
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from sglang_nightjar.cpu.detect import choose_engine
 from sglang_nightjar.patches.seams import Seam
 
-_BACKEND = "sglang.srt.layers.attention.intel_amx_backend"
+CPU_ONLY = True
+ROLES = ("scheduler",)
+
+_MODULE = "sglang.srt.layers.attention.intel_amx_backend"
 _FORWARD = ("q", "k", "v", "layer", "forward_batch", "save_kv_cache", "sinks")
 
-CPU_ONLY = True
-
-SEAMS = (
-    Seam(f"{_BACKEND}:IntelAMXAttnBackend.forward_extend", _FORWARD, "hook", "verification would attend too short"),
-    Seam(f"{_BACKEND}:IntelAMXAttnBackend.forward_decode", _FORWARD, "hook", "draft steps would attend too short"),
+_REPLACED_CLASSES = (
+    Seam(f"{_MODULE}:IntelAMXAttnBackend", ("model_runner",), "hook", "to attend without AMX"),
     Seam(
-        f"{_BACKEND}:IntelAMXAttnBackend._build_extend_metadata",
-        ("forward_batch",),
-        "call",
-        "gives the lengths that forward_extend attends with",
+        f"{_MODULE}:IntelAMXMultiStepDraftBackend",
+        ("model_runner", "topk", "speculative_num_steps"),
+        "hook",
+        "to draft several steps without AMX",
     ),
 )
+_MENDED_METHODS = (
+    Seam(f"{_MODULE}:IntelAMXAttnBackend.forward_extend", _FORWARD, "hook", "or verification attends too short"),
+    Seam(f"{_MODULE}:IntelAMXAttnBackend.forward_decode", _FORWARD, "hook", "or draft steps attend too short"),
+)
+
+SEAMS = _MENDED_METHODS if choose_engine().engine == "sgl_kernel" else _REPLACED_CLASSES
 
 
-def _new_output(q, layer):
+def _new_output(q: torch.Tensor, layer: Any) -> torch.Tensor:
     if layer.qk_head_dim == layer.v_head_dim:
         return torch.empty_like(q)
     return q.new_empty((q.shape[0], layer.tp_q_head_num * layer.v_head_dim))
 
 
-def _cache_locations(layer, forward_batch):
+def _cache_locations(layer: Any, forward_batch: Any) -> torch.Tensor:
     return forward_batch.encoder_out_cache_loc if layer.is_cross_attention else forward_batch.out_cache_loc
 
 
-def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, sinks=None):
+def forward_extend(
+    self: Any,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layer: Any,
+    forward_batch: Any,
+    save_kv_cache: bool = True,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
     """As IntelAMXAttnBackend.forward_extend, with the metadata's lengths. Returns ``[rows, heads * head_dim]``."""
     from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
@@ -73,7 +92,16 @@ def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, sink
     return output
 
 
-def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, sinks=None):
+def forward_decode(
+    self: Any,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layer: Any,
+    forward_batch: Any,
+    save_kv_cache: bool = True,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
     """As IntelAMXAttnBackend.forward_decode, with the metadata's lengths. Returns ``[rows, heads * head_dim]``."""
     attn_logits, _ = self.forward_metadata
     if self.draft_decode_metadata is not None:
@@ -106,5 +134,11 @@ def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True, sink
 
 
 def apply() -> None:
-    for method in (forward_extend, forward_decode):
-        HookRegistry.register(f"{_BACKEND}.IntelAMXAttnBackend.{method.__name__}", method, HookType.REPLACE)
+    if SEAMS is _MENDED_METHODS:
+        for method in (forward_extend, forward_decode):
+            HookRegistry.register(f"{_MODULE}.IntelAMXAttnBackend.{method.__name__}", method, HookType.REPLACE)
+        return
+    from sglang_nightjar.cpu.attention_backend import CpuAttentionBackend, CpuMultiStepDraftBackend
+
+    HookRegistry.register(f"{_MODULE}.IntelAMXAttnBackend", CpuAttentionBackend, HookType.REPLACE)
+    HookRegistry.register(f"{_MODULE}.IntelAMXMultiStepDraftBackend", CpuMultiStepDraftBackend, HookType.REPLACE)

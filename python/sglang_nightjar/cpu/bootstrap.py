@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from sglang_nightjar.cpu import standin
+from sglang_nightjar.cpu import kernels, standin, threads
 from sglang_nightjar.cpu.detect import EngineChoice, choose_engine
 
 _torchvision_operators: list[torch.library.Library] = []
@@ -18,10 +18,11 @@ def prepare_process() -> EngineChoice:
     """Make SGLang importable and fast on this machine's engine; call it before the first import of sglang.
 
     On a CUDA machine nothing changes. On a CPU: SGLANG_USE_CPU_ENGINE=1, the operators that torchvision's wheel misses
-    under a CPU build of torch, our stand-in for ``sgl_kernel`` unless the real one is there. Children are spawned
-    and do not inherit any of it except the environment, so each process calls this for itself.
+    under a CPU build of torch, our kernels and the stand-in for ``sgl_kernel`` unless the real one is there. Children
+    are spawned and inherit nothing of it but the environment, so each process calls this for itself.
 
-    Returns the engine chosen. Raises ``RuntimeError`` if SGLang is already imported for another engine.
+    Returns the engine chosen. Raises ``RuntimeError`` if SGLang is already imported for another engine, and
+    ``KernelBuildError`` if the kernels can't be compiled.
     """
     choice = choose_engine()
     if not choice.is_cpu:
@@ -34,6 +35,9 @@ def prepare_process() -> EngineChoice:
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
     define_torchvision_operators()
     if choice.engine == "nightjar":
+        threads.configure()
+        if kernels.use_native():
+            kernels.load()
         standin.install()
     return choice
 

@@ -1,29 +1,34 @@
-"""Attention over the paged KV cache in plain torch: slow, obviously right, what the C++ kernels are compared with.
+"""Attention over the paged KV cache in plain torch: slow, obviously right, what the C++ kernel is compared with.
 
-Signatures and in-place results are those of ``sgl_kernel``'s operators, as SGLang 0.5.17 calls them
-(srt/layers/attention/intel_amx_backend.py). The cache has page size 1: ``k_cache`` and ``v_cache`` are
-``[slots, kv_heads, head_dim]`` and ``req_to_token[row, position]`` names the slot of a position.
+The cache has page size 1: ``k_cache`` and ``v_cache`` are ``[slots, kv_heads, head_dim]`` and
+``req_to_token[row, position]`` names the slot of a position.
 """
 
 import torch
 
 
-def refuse_unsupported(is_cross_attention, encoder_lens, sinks, tree_mask=None) -> None:
+def refuse_unsupported(is_cross_attention: bool, encoder_lens: torch.Tensor | None, sinks: torch.Tensor | None) -> None:
     """Raise ``NotImplementedError`` for what Llama-family models never ask for."""
     if is_cross_attention or encoder_lens is not None:
         raise NotImplementedError("the CPU engine has no cross attention")
     if sinks is not None:
         raise NotImplementedError("the CPU engine has no attention sinks")
-    if tree_mask is not None:
-        raise NotImplementedError("the CPU engine supports draft chains only: start with --speculative-eagle-topk 1")
 
 
-def attend_one_request(query, keys, values, first_position, scaling, logit_cap, window):
+def attend_one_request(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    first_position: int,
+    scaling: float,
+    logit_cap: float,
+    window: int,
+) -> torch.Tensor:
     """Causal attention of consecutive rows of one request, in the dtype of ``query``.
 
-    ``query`` is ``[rows, heads, d]`` and stands at positions ``first_position ..``; ``keys`` ``[length, kv_heads, d]``
-    and ``values`` ``[length, kv_heads, d_v]`` hold positions ``0 ..``. ``window`` is the number of keys that a row may
-    see, itself included; 0 means all. Returns ``[rows, heads, d_v]``.
+    ``query`` is ``[rows, heads, d]`` and stands at positions ``first_position ..``; ``keys`` and ``values``
+    ``[length, kv_heads, d]`` hold positions ``0 ..``. ``window`` is the number of keys that a row may see, itself
+    included; 0 means all. Returns ``[rows, heads, d]``.
     """
     rows, heads, _ = query.shape
     group = heads // keys.shape[1]
@@ -41,72 +46,31 @@ def attend_one_request(query, keys, values, first_position, scaling, logit_cap, 
     return torch.einsum("hrk,khd->rhd", weights, values)
 
 
-def decode_attention_cpu(
-    query,
-    k_cache,
-    v_cache,
-    output,
-    key,
-    value,
-    loc,
-    attn_logits,
-    req_to_token,
-    req_pool_indices,
-    seq_lens,
-    scaling,
-    logit_cap,
-    is_cross_attention,
-    window,
-    encoder_lens,
-    sinks,
-):
-    """One new row per request: store its key and value at ``loc``, then attend to ``seq_lens[i]`` positions.
+def paged_attention(
+    query: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    output: torch.Tensor,
+    req_to_token: torch.Tensor,
+    req_pool_indices: torch.Tensor,
+    seq_lens: torch.Tensor,
+    extend_lens: torch.Tensor | None,
+    scaling: float,
+    logit_cap: float,
+    window: int,
+    compute_dtype: torch.dtype = torch.float32,
+) -> None:
+    """The same function as ``torch.ops.nightjar.paged_attention`` (csrc/attention.h), written to ``output``.
 
-    ``query`` ``[batch, heads, d]``; ``output`` ``[batch, heads, d_v]`` is written. ``attn_logits`` is scratch, unused.
+    Request i's new rows are the last ``extend_lens[i]`` (None: one each) of its ``seq_lens[i]`` positions, causal among
+    themselves; the rows of all requests follow each other in ``query`` and ``output`` ``[rows, heads, d]``. Their keys
+    and values are already in the cache.
     """
-    refuse_unsupported(is_cross_attention, encoder_lens, sinks)
-    if key is not None:
-        k_cache[loc] = key.view(-1, *k_cache.shape[1:]).to(k_cache.dtype)
-        v_cache[loc] = value.view(-1, *v_cache.shape[1:]).to(v_cache.dtype)
-    for i, (row, length) in enumerate(zip(req_pool_indices.tolist(), seq_lens.tolist(), strict=True)):
+    new_rows = [1] * len(seq_lens) if extend_lens is None else extend_lens.tolist()
+    start = 0
+    for row, length, new in zip(req_pool_indices.tolist(), seq_lens.tolist(), new_rows, strict=True):
         slots = req_to_token[row, :length].to(torch.int64)
-        one = query[i : i + 1].float()
-        out = attend_one_request(one, k_cache[slots], v_cache[slots], length - 1, scaling, logit_cap, window)
-        output[i].copy_(out[0])
-
-
-def extend_attention_cpu(
-    query,
-    key,
-    value,
-    output,
-    k_cache,
-    v_cache,
-    req_to_token,
-    req_pool_indices,
-    seq_lens,
-    extend_seq_lens,
-    extend_start_loc,
-    max_len_extend,
-    scaling,
-    logit_cap,
-    is_cross_attention,
-    window,
-    encoder_lens,
-    sinks,
-    tree_mask,
-):
-    """Ragged new rows per request, the last ``extend_seq_lens[i]`` of ``seq_lens[i]`` positions, causal among themselves.
-
-    Covers prefill after a cached prefix, the verification of a draft chain and draft-extend. The new rows' keys and
-    values are already in the cache. ``query`` ``[rows, heads, d]``, request i from row ``extend_start_loc[i]``;
-    ``output`` ``[rows, heads, d_v]`` is written.
-    """
-    refuse_unsupported(is_cross_attention, encoder_lens, sinks, tree_mask)
-    for row, length, new, start in zip(
-        req_pool_indices.tolist(), seq_lens.tolist(), extend_seq_lens.tolist(), extend_start_loc.tolist(), strict=True
-    ):
-        slots = req_to_token[row, :length].to(torch.int64)
-        rows = query[start : start + new].float()
+        rows = query[start : start + new].to(compute_dtype)
         out = attend_one_request(rows, k_cache[slots], v_cache[slots], length - new, scaling, logit_cap, window)
         output[start : start + new].copy_(out)
+        start += new

@@ -100,10 +100,9 @@ def verify_tree_greedy_cpu(
     """Accept the longest prefix of the chain that the target's argmax agrees with.
 
     ``candidates`` and ``target_predict`` are ``[batch, n]``. Writes ``predicts`` ``[batch * n]`` (the target's token at
-    every accepted position, the last of them the bonus token), ``accept_index`` ``[batch, n]`` (flat indices of accepted
-    positions, -1 after them) and ``accept_token_num`` ``[batch]`` (accepted draft tokens, without the bonus token).
+    every accepted position, the last of them the bonus token), ``accept_index`` ``[batch, n]`` (flat indices of
+    accepted positions, -1 after them) and ``accept_token_num`` ``[batch]`` (accepted draft tokens, without the bonus token).
     """
-    batch, width = candidates.shape
     agrees = candidates[:, 1:] == target_predict[:, :-1]
     accepted = torch.cumprod(agrees.to(torch.int32), dim=1).sum(dim=1)
     write_accepted_chain(predicts, accept_index, accept_token_num, target_predict, accepted)

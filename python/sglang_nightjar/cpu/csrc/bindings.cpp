@@ -1,0 +1,291 @@
+// The operators torch.ops.nightjar.*: checks of shapes and types around the kernels of the headers.
+#include <ATen/ATen.h>
+#include <sys/mman.h>
+#include <torch/library.h>
+
+#include <memory>
+
+#include "llama.h"
+
+namespace {
+
+using at::Tensor;
+using nightjar::Store;
+using TensorList = std::vector<Tensor>;
+using OptionalTensor = std::optional<Tensor>;
+
+void check_rows(const Tensor& t, const char* name) {
+  TORCH_CHECK(t.dim() >= 1 && t.is_contiguous() && t.scalar_type() == at::kFloat, name, " must be contiguous float32");
+}
+
+const int64_t* int64_data(const Tensor& t, const char* name) {
+  TORCH_CHECK(t.scalar_type() == at::kLong && t.is_contiguous(), name, " must be contiguous int64");
+  return t.data_ptr<int64_t>();
+}
+
+// Memory on huge pages where the system has them: weights are read from front to back once per step, and with 4 KiB
+// pages a third of the time went into address translation.
+Tensor huge_page_buffer(int64_t elements) {
+  constexpr size_t kHugePage = size_t{2} << 20;
+  const size_t bytes = (elements * sizeof(float) + kHugePage - 1) / kHugePage * kHugePage;
+  void* memory = std::aligned_alloc(kHugePage, std::max(bytes, kHugePage));
+  TORCH_CHECK(memory != nullptr, "out of memory for ", bytes, " bytes of packed weights");
+  madvise(memory, bytes, MADV_HUGEPAGE);
+  return at::from_blob(memory, {elements}, [](void* p) { std::free(p); }, at::TensorOptions().dtype(at::kFloat));
+}
+
+Tensor pack_linear_weight(const Tensor& weight) {
+  check_rows(weight, "weight");
+  TORCH_CHECK(weight.dim() == 2, "weight must be [out, in]");
+  const int64_t out = weight.size(0), in = weight.size(1);
+  const nightjar::PackedWeight shape{nullptr, out, in};
+  Tensor packed = huge_page_buffer(shape.panels() * in * nightjar::kTileColumns);
+  nightjar::pack_weight(weight.data_ptr<float>(), out, in, packed.data_ptr<float>());
+  return packed.view({shape.panels(), in, nightjar::kTileColumns});
+}
+
+nightjar::PackedWeight packed_weight(const Tensor& packed, int64_t out) {
+  check_rows(packed, "packed weight");
+  TORCH_CHECK(packed.dim() == 3 && packed.size(2) == nightjar::kTileColumns, "not a packed weight");
+  const nightjar::PackedWeight weight{packed.data_ptr<float>(), out, packed.size(1)};
+  TORCH_CHECK(weight.panels() == packed.size(0), "packed weight does not have ", out, " outputs");
+  return weight;
+}
+
+Tensor packed_linear(const Tensor& x, const Tensor& packed, int64_t out, const OptionalTensor& bias) {
+  check_rows(x, "x");
+  const auto weight = packed_weight(packed, out);
+  TORCH_CHECK(x.size(-1) == weight.in, "x has ", x.size(-1), " features, the weight ", weight.in);
+  if (bias) check_rows(*bias, "bias");
+  auto sizes = x.sizes().vec();
+  sizes.back() = out;
+  Tensor y = at::empty(sizes, x.options());
+  nightjar::linear<Store::kOverwrite>(x.data_ptr<float>(), weight.in, x.numel() / weight.in, weight,
+                                      bias ? bias->data_ptr<float>() : nullptr, y.data_ptr<float>(), out);
+  return y;
+}
+
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
+  check_rows(weight, "weight");
+  const int64_t width = weight.numel();
+  TORCH_CHECK(x.dim() == 2 && x.size(1) == width && x.stride(1) == 1 && x.scalar_type() == at::kFloat,
+              "x must be float32 [rows, ", width, "]");
+  Tensor out = at::empty({x.size(0), width}, x.options());
+  nightjar::rms_norm(x.data_ptr<float>(), x.stride(0), weight.data_ptr<float>(), out.data_ptr<float>(), width,
+                     x.size(0), width, static_cast<float>(eps));
+  return out;
+}
+
+void add_rms_norm_(Tensor& x, Tensor& residual, const Tensor& weight, double eps) {
+  check_rows(x, "x");
+  check_rows(residual, "residual");
+  check_rows(weight, "weight");
+  const int64_t width = weight.numel();
+  TORCH_CHECK(x.sizes() == residual.sizes() && x.size(-1) == width, "x, residual and weight differ in shape");
+  nightjar::add_rms_norm(x.data_ptr<float>(), residual.data_ptr<float>(), weight.data_ptr<float>(),
+                         x.data_ptr<float>(), x.numel() / width, width, static_cast<float>(eps));
+}
+
+Tensor silu_and_mul(const Tensor& x) {
+  check_rows(x, "x");
+  auto sizes = x.sizes().vec();
+  const int64_t width = sizes.back() / 2;
+  sizes.back() = width;
+  Tensor out = at::empty(sizes, x.options());
+  if (x.numel() > 0)
+    nightjar::silu_and_mul(x.data_ptr<float>(), out.data_ptr<float>(), x.numel() / (2 * width), width);
+  return out;
+}
+
+// Rotates q and k in place: [rows, heads * head_dim] with any row stride.
+void rotary_embedding_(const Tensor& positions, Tensor& q, Tensor& k, const Tensor& cos_sin, int64_t head_dim,
+                       bool neox) {
+  const int64_t* position = int64_data(positions, "positions");
+  check_rows(cos_sin, "cos_sin");
+  const int64_t rotary = cos_sin.size(-1), rows = positions.numel();
+  for (Tensor* t : {&q, &k}) {
+    TORCH_CHECK(t->dim() == 2 && t->size(0) == rows && t->stride(1) == 1 && t->scalar_type() == at::kFloat &&
+                    t->size(1) % head_dim == 0,
+                "q and k must be float32 [rows, heads * head_dim]");
+    float* data = t->data_ptr<float>();
+    const int64_t stride = t->stride(0), heads = t->size(1) / head_dim;
+    at::parallel_for(0, rows, nightjar::rows_per_task(t->size(1)), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r)
+        for (int64_t h = 0; h < heads; ++h)
+          nightjar::rotate_head(data + r * stride + h * head_dim, cos_sin.data_ptr<float>() + position[r] * rotary,
+                                rotary, neox);
+    });
+  }
+}
+
+Tensor argmax(const Tensor& x) {
+  check_rows(x, "x");
+  TORCH_CHECK(x.dim() == 2, "x must be [rows, columns]");
+  Tensor out = at::empty({x.size(0)}, x.options().dtype(at::kLong));
+  nightjar::argmax(x.data_ptr<float>(), out.data_ptr<int64_t>(), x.size(0), x.size(1));
+  return out;
+}
+
+// The batch as the attention sees it. Without extend_lens every request has one new row.
+std::vector<nightjar::Request> requests(const Tensor& req_to_token, const Tensor& req_pool_indices,
+                                        const Tensor& seq_lens, const OptionalTensor& extend_lens, int64_t rows) {
+  TORCH_CHECK(req_to_token.scalar_type() == at::kInt && req_to_token.stride(1) == 1, "req_to_token must be int32");
+  const int64_t* pool = int64_data(req_pool_indices, "req_pool_indices");
+  const int64_t* lengths = int64_data(seq_lens, "seq_lens");
+  const int64_t* extend = extend_lens ? int64_data(*extend_lens, "extend_lens") : nullptr;
+  TORCH_CHECK(req_pool_indices.numel() == seq_lens.numel(), "req_pool_indices and seq_lens differ in length");
+  std::vector<nightjar::Request> batch(seq_lens.numel());
+  int64_t row = 0;
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const int64_t new_rows = extend ? extend[i] : 1;
+    TORCH_CHECK(0 <= new_rows && new_rows <= lengths[i] && lengths[i] <= req_to_token.size(1),
+                "request ", i, " has ", new_rows, " new rows in ", lengths[i], " positions");
+    batch[i] = {req_to_token.data_ptr<int32_t>() + pool[i] * req_to_token.stride(0), row, new_rows, lengths[i]};
+    row += new_rows;
+  }
+  TORCH_CHECK(row == rows, "the requests have ", row, " new rows, the batch ", rows);
+  return batch;
+}
+
+template <typename T>
+void run_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, Tensor& out,
+                   std::vector<nightjar::Request> batch, const nightjar::AttentionShape& shape) {
+  const nightjar::AttentionPlan plan(std::move(batch), shape);
+  nightjar::attention(plan, shape,
+                      nightjar::AttentionTensors<T>{static_cast<const T*>(q.data_ptr()), q.stride(0),
+                                                    static_cast<const T*>(k_cache.data_ptr()),
+                                                    static_cast<const T*>(v_cache.data_ptr()), k_cache.stride(0),
+                                                    v_cache.stride(0), static_cast<T*>(out.data_ptr()), out.stride(0)});
+}
+
+// q, out: [rows, heads, dim]; caches: [slots, kv_heads, dim]; all float32 or all bfloat16. See attention.h.
+void paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, Tensor& out,
+                     const Tensor& req_to_token, const Tensor& req_pool_indices, const Tensor& seq_lens,
+                     const OptionalTensor& extend_lens, double scaling, double logit_cap, int64_t window) {
+  const int64_t dim = q.size(2), kv_heads = k_cache.size(1);
+  for (const Tensor* t : std::initializer_list<const Tensor*>{&q, &k_cache, &v_cache, &out}) {
+    TORCH_CHECK(t->dim() == 3 && t->size(2) == dim && t->stride(2) == 1 && t->stride(1) == dim,
+                "queries, caches and output must be [*, heads, ", dim, "] with whole heads side by side");
+    TORCH_CHECK(t->scalar_type() == q.scalar_type(), "queries, caches and output differ in dtype");
+  }
+  TORCH_CHECK(dim % 8 == 0, "head dimension ", dim, " is not a multiple of 8");
+  TORCH_CHECK(q.size(1) % kv_heads == 0, q.size(1), " query heads do not divide among ", kv_heads, " kv heads");
+  const nightjar::AttentionShape shape{q.size(1), kv_heads, dim, static_cast<float>(scaling),
+                                       static_cast<float>(logit_cap), window};
+  auto batch = requests(req_to_token, req_pool_indices, seq_lens, extend_lens, q.size(0));
+  if (q.scalar_type() == at::kFloat) {
+    run_attention<float>(q, k_cache, v_cache, out, std::move(batch), shape);
+  } else {
+    TORCH_CHECK(q.scalar_type() == at::kBFloat16, "attention needs float32 or bfloat16, not ", q.scalar_type());
+    run_attention<nightjar::BFloat16>(q, k_cache, v_cache, out, std::move(batch), shape);
+  }
+}
+
+// A stack and the tensors that its pointers point into.
+struct OwnedStack {
+  nightjar::LlamaStack stack;
+  TensorList keep;
+};
+
+std::vector<std::unique_ptr<OwnedStack>>& stacks() {
+  static std::vector<std::unique_ptr<OwnedStack>> all;
+  return all;
+}
+
+constexpr size_t kTensorsPerLayer = 8;
+
+// tensors: for each layer input norm, qkv, o, post norm, gate_up, down (packed), k cache, v cache. Returns a handle.
+int64_t llama_create(TensorList tensors, const Tensor& cos_sin, int64_t heads, int64_t kv_heads, int64_t head_dim,
+                     double scaling, double eps, bool neox) {
+  TORCH_CHECK(!tensors.empty() && tensors.size() % kTensorsPerLayer == 0, "expected 8 tensors per layer");
+  for (const Tensor& t : tensors) check_rows(t, "every tensor of a stack");
+  check_rows(cos_sin, "cos_sin");
+  auto owned = std::make_unique<OwnedStack>();
+  auto& s = owned->stack;
+  s.hidden = tensors[3].numel();
+  s.intermediate = tensors[5].size(1);
+  s.attention = {heads, kv_heads, head_dim, static_cast<float>(scaling), 0.0f, 0};
+  s.slot_stride = kv_heads * head_dim;
+  s.cos_sin = cos_sin.data_ptr<float>();
+  s.rotary = cos_sin.size(1);
+  s.neox = neox;
+  s.eps = static_cast<float>(eps);
+  const int64_t q_width = heads * head_dim, qkv_width = q_width + 2 * kv_heads * head_dim;
+  for (size_t i = 0; i < tensors.size(); i += kTensorsPerLayer) {
+    const Tensor* t = &tensors[i];
+    TORCH_CHECK(t[0].numel() == s.hidden && t[3].numel() == s.hidden, "norms differ from the hidden size");
+    TORCH_CHECK(t[6].stride(0) == s.slot_stride && t[7].stride(0) == s.slot_stride, "caches have another head layout");
+    s.layers.push_back({t[0].data_ptr<float>(), packed_weight(t[1], qkv_width), packed_weight(t[2], s.hidden),
+                        t[3].data_ptr<float>(), packed_weight(t[4], 2 * s.intermediate), packed_weight(t[5], s.hidden),
+                        t[6].data_ptr<float>(), t[7].data_ptr<float>()});
+    const auto& layer = s.layers.back();
+    TORCH_CHECK(layer.o.in == q_width && layer.gate_up.in == s.hidden && layer.down.in == s.intermediate,
+                "layer ", i / kTensorsPerLayer, " has weights of other shapes");
+    TORCH_CHECK(i == 0 || layer.qkv.in == s.hidden, "only the first layer may take a wider input");
+  }
+  owned->keep = std::move(tensors);
+  owned->keep.push_back(cos_sin);
+  stacks().push_back(std::move(owned));
+  return static_cast<int64_t>(stacks().size()) - 1;
+}
+
+void llama_destroy(int64_t handle) { stacks().at(handle).reset(); }
+
+// residual [rows, hidden] is updated in place. first_input: see LlamaBatch. captured [rows, capture.size() * hidden].
+void llama_forward(int64_t handle, Tensor& residual, const OptionalTensor& first_input, const Tensor& positions,
+                   const Tensor& slots, const Tensor& req_to_token, const Tensor& req_pool_indices,
+                   const Tensor& seq_lens, const OptionalTensor& extend_lens, std::vector<int64_t> capture,
+                   const OptionalTensor& captured) {
+  const auto& owned = stacks().at(handle);
+  TORCH_CHECK(owned != nullptr, "this stack was destroyed");
+  const auto& s = owned->stack;
+  check_rows(residual, "residual");
+  const int64_t rows = residual.size(0);
+  const int64_t first_width = s.layers[0].qkv.in;
+  TORCH_CHECK(residual.size(1) == s.hidden && positions.numel() == rows && slots.numel() == rows,
+              "residual, positions and slots differ in rows");
+  TORCH_CHECK(first_input || first_width == s.hidden, "this stack needs first_input");
+  if (first_input) {
+    check_rows(*first_input, "first_input");
+    TORCH_CHECK(first_input->size(0) == rows && first_input->size(1) == first_width, "first_input has a wrong shape");
+  }
+  if (!capture.empty()) {
+    check_rows(*captured, "captured");
+    TORCH_CHECK(std::is_sorted(capture.begin(), capture.end()), "layers to capture must ascend");
+    TORCH_CHECK(captured->numel() == rows * s.hidden * static_cast<int64_t>(capture.size()), "captured has a wrong shape");
+  }
+  const nightjar::AttentionPlan plan(requests(req_to_token, req_pool_indices, seq_lens, extend_lens, rows), s.attention);
+  nightjar::llama_forward(
+      s,
+      {rows, int64_data(positions, "positions"), int64_data(slots, "slots"), &plan,
+       first_input ? first_input->data_ptr<float>() : nullptr, std::move(capture),
+       captured ? captured->data_ptr<float>() : nullptr},
+      residual.data_ptr<float>());
+}
+
+}  // namespace
+
+TORCH_LIBRARY(nightjar, m) {
+  m.def("pack_linear_weight(Tensor weight) -> Tensor", pack_linear_weight);
+  m.def("packed_linear(Tensor x, Tensor packed, int out, Tensor? bias) -> Tensor", packed_linear);
+  m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", rms_norm);
+  m.def("add_rms_norm_(Tensor(a!) x, Tensor(b!) residual, Tensor weight, float eps) -> ()", add_rms_norm_);
+  m.def("silu_and_mul(Tensor x) -> Tensor", silu_and_mul);
+  m.def("rotary_embedding_(Tensor positions, Tensor(a!) q, Tensor(b!) k, Tensor cos_sin, int head_dim, bool neox) -> ()",
+        rotary_embedding_);
+  m.def("argmax(Tensor x) -> Tensor", argmax);
+  m.def(
+      "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor(a!) out, Tensor req_to_token, "
+      "Tensor req_pool_indices, Tensor seq_lens, Tensor? extend_lens, float scaling, float logit_cap, int window) -> ()",
+      paged_attention);
+  m.def(
+      "llama_create(Tensor[] tensors, Tensor cos_sin, int heads, int kv_heads, int head_dim, float scaling, float eps, "
+      "bool neox) -> int",
+      llama_create);
+  m.def("llama_destroy(int handle) -> ()", llama_destroy);
+  m.def(
+      "llama_forward(int handle, Tensor(a!) residual, Tensor? first_input, Tensor positions, Tensor slots, "
+      "Tensor req_to_token, Tensor req_pool_indices, Tensor seq_lens, Tensor? extend_lens, int[] capture, "
+      "Tensor(b!)? captured) -> ()",
+      llama_forward);
+}

@@ -1,0 +1,104 @@
+// A stack of Llama decoder layers as one call: no Python and no tensor bookkeeping between the layers.
+#pragma once
+
+#include <vector>
+
+#include "attention.h"
+#include "linear.h"
+#include "rows.h"
+
+namespace nightjar {
+
+struct LlamaLayer {
+  const float* input_norm;
+  PackedWeight qkv, o;
+  const float* post_norm;
+  PackedWeight gate_up, down;
+  float *k_cache, *v_cache;
+};
+
+struct LlamaStack {
+  std::vector<LlamaLayer> layers;
+  AttentionShape attention;
+  int64_t hidden, intermediate;
+  // Elements from one slot of the cache to the next.
+  int64_t slot_stride;
+  // [max_position][rotary]: cosines, then sines.
+  const float* cos_sin;
+  int64_t rotary;
+  bool neox;
+  float eps;
+};
+
+// What changes from batch to batch.
+struct LlamaBatch {
+  int64_t rows;
+  const int64_t* positions;
+  // Slot of the cache that each row's key and value go to.
+  const int64_t* slots;
+  const AttentionPlan* plan;
+  // The first layer's input to its qkv product, if it is not the norm of the residual (EAGLE-3); else null.
+  const float* first_input;
+  // Copies of the residual before these layers, side by side: captured[row][capture.size() * hidden].
+  std::vector<int64_t> capture;
+  float* captured;
+};
+
+namespace detail {
+
+// Rotates queries and keys in place and puts keys and values into the cache.
+inline void rotate_and_store(const LlamaStack& s, const LlamaLayer& layer, const LlamaBatch& batch, float* qkv,
+                             int64_t width) {
+  const int64_t heads = s.attention.heads, kv_heads = s.attention.kv_heads, dim = s.attention.dim;
+  at::parallel_for(0, batch.rows, rows_per_task(width), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      float* row = qkv + r * width;
+      const float* angles = s.cos_sin + batch.positions[r] * s.rotary;
+      for (int64_t h = 0; h < heads + kv_heads; ++h) rotate_head(row + h * dim, angles, s.rotary, s.neox);
+      const float* key = row + heads * dim;
+      std::copy_n(key, kv_heads * dim, layer.k_cache + batch.slots[r] * s.slot_stride);
+      std::copy_n(key + kv_heads * dim, kv_heads * dim, layer.v_cache + batch.slots[r] * s.slot_stride);
+    }
+  });
+}
+
+}  // namespace detail
+
+// residual [rows][hidden]: the layers' input on entry, the sum of it and of all layers' outputs on return.
+inline void llama_forward(const LlamaStack& s, const LlamaBatch& batch, float* residual) {
+  const int64_t rows = batch.rows, hidden = s.hidden, dim = s.attention.dim;
+  const int64_t q_width = s.attention.heads * dim;
+  const int64_t qkv_width = q_width + 2 * s.attention.kv_heads * dim;
+  std::vector<float> normed(rows * hidden), qkv(rows * qkv_width), attended(rows * q_width);
+  std::vector<float> gate_up(rows * 2 * s.intermediate), activated(rows * s.intermediate);
+  size_t captured = 0;
+  for (size_t i = 0; i < s.layers.size(); ++i) {
+    const LlamaLayer& layer = s.layers[i];
+    if (captured < batch.capture.size() && batch.capture[captured] == static_cast<int64_t>(i)) {
+      const int64_t width = batch.capture.size() * hidden;
+      for (int64_t r = 0; r < rows; ++r)
+        std::copy_n(residual + r * hidden, hidden, batch.captured + r * width + captured * hidden);
+      ++captured;
+    }
+    const float* input = normed.data();
+    int64_t input_width = hidden;
+    if (i == 0 && batch.first_input != nullptr) {
+      input = batch.first_input;
+      input_width = layer.qkv.in;
+    } else {
+      rms_norm(residual, hidden, layer.input_norm, normed.data(), hidden, rows, hidden, s.eps);
+    }
+    linear<Store::kOverwrite>(input, input_width, rows, layer.qkv, nullptr, qkv.data(), qkv_width);
+    detail::rotate_and_store(s, layer, batch, qkv.data(), qkv_width);
+    attention(*batch.plan, s.attention,
+              AttentionTensors<float>{qkv.data(), qkv_width, layer.k_cache, layer.v_cache, s.slot_stride,
+                                      s.slot_stride, attended.data(), q_width});
+    linear<Store::kAdd>(attended.data(), q_width, rows, layer.o, nullptr, residual, hidden);
+    rms_norm(residual, hidden, layer.post_norm, normed.data(), hidden, rows, hidden, s.eps);
+    linear<Store::kOverwrite>(normed.data(), hidden, rows, layer.gate_up, nullptr, gate_up.data(), 2 * s.intermediate);
+    silu_and_mul(gate_up.data(), activated.data(), rows, s.intermediate);
+    linear<Store::kAdd>(activated.data(), s.intermediate, rows, layer.down, nullptr, residual, hidden);
+  }
+}
+
+}  // namespace nightjar

@@ -1,0 +1,97 @@
+// The widest float vector of the machine and what the kernels need on it, in the compiler's own vector types.
+// One source serves AVX-512, AVX2, SSE and NEON: -march=native decides.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace nightjar {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+inline Vec broadcast(float x) { return Vec{} + x; }
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+
+inline float sum(Vec v) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+
+inline float max_of(Vec v) {
+  float best = v[0];
+  for (int i = 1; i < kLanes; ++i) best = std::max(best, v[i]);
+  return best;
+}
+
+// e^x with a relative error below 2e-7; exactly 0 below -87 (so that masked scores of -infinity vanish).
+// Range reduction x = n ln2 + r, |r| <= ln2 / 2, and the Taylor polynomial of degree 7 for e^r.
+inline Vec exp(Vec x) {
+  const Vec lowest = broadcast(-87.0f);
+  const Vec clamped = min(max(x, lowest), broadcast(88.0f));
+  // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
+  const Vec magic = broadcast(12582912.0f);
+  const Vec n = (clamped * 1.44269504088896341f + magic) - magic;
+  const Vec r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec p = broadcast(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const IntVec exponent = (__builtin_convertvector(n, IntVec) + 127) << 23;
+  const Vec power = reinterpret_cast<Vec>(exponent);
+  return x < lowest ? Vec{} : p * power;
+}
+
+// The same function on one number, through the same instructions, so that tails agree with full vectors bit by bit.
+inline float exp(float x) { return exp(broadcast(x))[0]; }
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) {
+  const uint32_t wide = static_cast<uint32_t>(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+template <typename T>
+inline T from_float(float x);
+template <>
+inline float from_float<float>(float x) {
+  return x;
+}
+template <>
+inline BFloat16 from_float<BFloat16>(float x) {
+  uint32_t wide;
+  std::memcpy(&wide, &x, sizeof wide);
+  if (std::isnan(x)) return {0x7fc0};
+  // Round to nearest, ties to even.
+  return {static_cast<uint16_t>((wide + 0x7fff + ((wide >> 16) & 1)) >> 16)};
+}
+
+}  // namespace nightjar

@@ -1,0 +1,80 @@
+"""Linear layers on weights that are rearranged once, at load, for how the kernels read them.
+
+A packed copy hangs on the weight ``Parameter`` itself, so models that share a parameter (a draft and its target's head)
+share the copy. The plain weight stays: a tied embedding looks rows up in it, and weight updates write to it. The packed
+copy therefore doubles the memory of linear layers.
+
+float32 uses our own kernel (csrc/linear.h), whose rows do not depend on how many are computed together; bfloat16 uses
+oneDNN's packed format.
+"""
+
+from typing import Any
+
+import torch
+
+from sglang_nightjar.cpu import kernels
+
+_ATTRIBUTE = "nightjar_packed"
+
+# oneDNN packs for an expected number of rows. Weights packed for 4 to 16 rows are within a few percent of the best
+# choice at every count from 1 to 64; those packed for 1 lose a third at 16.
+ONEDNN_EXPECTED_ROWS = 16
+
+# Grows with every weight update; whoever keeps pointers to weights compares it.
+epoch = 0
+
+
+class Packed:
+    """A rearranged copy of a weight ``[out, in]`` and the product with it."""
+
+    def __init__(self, weight: torch.Tensor):
+        self.source = weight.data_ptr()
+        self.out_features = weight.shape[0]
+        self.is_float32 = weight.dtype == torch.float32
+        self.weight = self._rearrange(weight)
+
+    def _rearrange(self, weight: torch.Tensor) -> torch.Tensor:
+        weight = weight.detach().contiguous()
+        if self.is_float32:
+            return torch.ops.nightjar.pack_linear_weight(weight)
+        return torch.ops.mkldnn._reorder_linear_weight(weight, ONEDNN_EXPECTED_ROWS)
+
+    def refresh(self, weight: torch.Tensor) -> None:
+        """Take over the weight's new values."""
+        self.source = weight.data_ptr()
+        self.weight = self._rearrange(weight)
+
+    def linear(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """``x [..., in]`` -> ``[..., out]``, in the weight's dtype."""
+        if self.is_float32:
+            return torch.ops.nightjar.packed_linear(x.contiguous(), self.weight, self.out_features, bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, bias, "none", [], "")
+
+
+def can_pack(weight: Any) -> bool:
+    """True if a packed product exists for this weight on this machine."""
+    if not kernels.in_use():
+        return False
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or weight.device.type != "cpu" or weight.numel() == 0:
+        return False
+    if weight.dtype == torch.bfloat16:
+        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32
+
+
+def packed(weight: torch.Tensor) -> Packed:
+    """The packed form of ``weight``, made at the first call and remade if the parameter got other storage."""
+    found = getattr(weight, _ATTRIBUTE, None)
+    if found is None or found.source != weight.data_ptr():
+        found = Packed(weight)
+        setattr(weight, _ATTRIBUTE, found)
+    return found
+
+
+def refresh(model: torch.nn.Module) -> None:
+    """Renew every packed copy after the model's weights changed, and invalidate pointers into the old ones."""
+    global epoch
+    epoch += 1
+    for weight in model.parameters():
+        if (found := getattr(weight, _ATTRIBUTE, None)) is not None:
+            found.refresh(weight)
