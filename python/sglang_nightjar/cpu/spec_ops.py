@@ -101,7 +101,7 @@ def verify_tree_greedy_cpu(
 
     ``candidates`` and ``target_predict`` are ``[batch, n]``. Writes ``predicts`` ``[batch * n]`` (the target's token at
     every accepted position, the last of them the bonus token), ``accept_index`` ``[batch, n]`` (flat indices of
-    accepted positions, -1 after them) and ``accept_token_num`` ``[batch]`` (accepted draft tokens, without the bonus token).
+    accepted positions, -1 after them) and ``accept_token_num`` ``[batch]`` (accepted draft tokens, no bonus token).
     """
     agrees = candidates[:, 1:] == target_predict[:, :-1]
     accepted = torch.cumprod(agrees.to(torch.int32), dim=1).sum(dim=1)
