@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,10 +25,12 @@ STRICT_CHECKS = {
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on now. Below 40000, where ``sgl.Runtime`` looks for one."""
+    while True:
+        port = random.randrange(31_200, 39_900)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
 
 
 def clean_environment(**extra: str) -> dict[str, str]:

@@ -77,6 +77,8 @@ NONSENSE: list[dict[str, Any]] = [
     {"frequency_penalty": 9},
     {"min_new_tokens": 10, "max_new_tokens": 5},
     {"no_such_parameter": 1},
+    {"temperature": "hot"},
+    {"max_new_tokens": "many"},
     {"json_schema": "{not json"},
     {"regex": "(unclosed"},
 ]

@@ -13,15 +13,18 @@ pytestmark = pytest.mark.server
 @sgl.function
 def multi_turn(s, first, second):
     s += sgl.user(first)
-    s += sgl.assistant(sgl.gen("one", max_tokens=24, temperature=0))
+    s += sgl.assistant(sgl.gen("one", max_tokens=16, temperature=0, stop="\n"))
     s += sgl.user(second)
-    s += sgl.assistant(sgl.gen("two", max_tokens=24, temperature=0))
+    s += sgl.assistant(sgl.gen("two", max_tokens=16, temperature=0, stop="\n"))
+
+
+KINDS = [" animal", " country", " number"]
 
 
 @sgl.function
 def choose(s, statement):
-    s += "Statement: " + statement + "\nThe statement is about a"
-    s += sgl.select("kind", [" animal", " country", " number"])
+    s += statement + " So it is about a"
+    s += sgl.select("kind", KINDS)
 
 
 @sgl.function
@@ -42,17 +45,28 @@ def backend(server: Server):
     sgl.set_default_backend(None)
 
 
-def test_gen_over_two_turns() -> None:
+def test_gen_over_two_turns(server: Server) -> None:
+    """The second answer continues a prompt that has the first one in it."""
     state = multi_turn.run(first="What is the capital of France?", second="And of Italy?")
     assert "Paris" in state["one"]
-    assert "Rome" in state["two"]
-    assert state.text().index(state["one"]) < state.text().index("And of Italy?")
+    prompt = state.text()[: state.text().rindex(state["two"])]
+    assert state["one"] in prompt
+    assert server.generate(prompt, max_new_tokens=16, stop="\n")["text"] == state["two"]
 
 
-def test_select() -> None:
-    assert choose.run(statement="The lion is the largest cat of Africa.")["kind"] == " animal"
-    states = choose.run_batch([{"statement": "Norway has many fjords."}, {"statement": "Tigers hunt at night."}])
-    assert [state["kind"] for state in states] == [" country", " animal"]
+def test_select(server: Server) -> None:
+    """The choice is the one that the model finds most likely, whatever the statement."""
+    statements = ["The lion hunts at night.", "Norway has many fjords.", "Seven is odd and prime."]
+    states = choose.run_batch([{"statement": statement} for statement in statements])
+    for statement, state in zip(statements, states, strict=True):
+        prompt = statement + " So it is about a"
+        scores = [
+            server.generate(prompt + kind, max_new_tokens=1, return_logprob=True, logprob_start_len=0)["meta_info"]
+            for kind in KINDS
+        ]
+        # Every choice is one token, the last of its prompt: [logprob, id, text].
+        likely = max(range(len(KINDS)), key=lambda i: scores[i]["input_token_logprobs"][-1][0])
+        assert state["kind"] == KINDS[likely]
 
 
 def test_fork() -> None:
