@@ -17,7 +17,7 @@ def summary(result: dict[str, Any]) -> dict[tuple[int, int], dict[str, float]]:
             "rate": statistics.median(rates),
             "low": min(rates),
             "high": max(rates),
-            "length": sum(r["tokens"] for r in cell["runs"]) / steps if steps else 1.0,
+            "length": sum(r["decoded"] for r in cell["runs"]) / steps if steps else 1.0,
         }
     return out
 
