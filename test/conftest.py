@@ -63,11 +63,3 @@ def server(eagle_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
     log = tmp_path_factory.mktemp("server") / "server.log"
     with Server(flags, log, **STRICT_CHECKS) as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def plain_server(plain_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The same target without speculation, to compare with."""
-    log = tmp_path_factory.mktemp("plain_server") / "server.log"
-    with Server(plain_flags, log) as running:
-        yield running

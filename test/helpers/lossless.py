@@ -81,10 +81,15 @@ class Referee:
         rounding = SLACK * error
         return Difference(at, tokens, abs(below[0] - below[1]), error, is_tie=max(below) <= rounding)
 
+    @torch.inference_mode()
     def not_greedy(self, prompt: list[int], continuation: list[int]) -> list[int]:
         """Positions of ``continuation`` whose token is neither the target's argmax nor tied with it."""
-        if not continuation:
+        ids, length = torch.tensor([prompt + continuation[:-1]]), len(continuation)
+        tokens = torch.tensor(continuation)
+        single = self._single(ids).logits[0, -length:]
+        if torch.equal(single.argmax(dim=1), tokens):
             return []
-        logits, error = self.logits(prompt + continuation[:-1], last=len(continuation))
-        chosen = logits.gather(1, torch.tensor(continuation)[:, None])[:, 0]
+        # Only now is the slow float64 pass needed: are the exceptions ties?
+        logits, error = self.logits(ids[0].tolist(), last=length)
+        chosen = logits.gather(1, tokens[:, None])[:, 0]
         return torch.nonzero(logits.max(dim=1).values - chosen > SLACK * error).flatten().tolist()
