@@ -5,6 +5,7 @@ import json
 import sys
 
 from sglang_nightjar import __version__
+from sglang_nightjar.demo import cli as demo
 from sglang_nightjar.errors import ConfigError
 
 
@@ -14,6 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"nightjar {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
     _add_doctor(commands)
+    demo.add_parser(commands)
     args = parser.parse_args(argv)
     try:
         return args.run(args) or 0

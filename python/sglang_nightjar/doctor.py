@@ -73,7 +73,7 @@ def diagnose() -> Diagnosis:
     findings = [*machine(), *software()]
     seams: list[SeamState] = []
     if all(finding.state != "bad" for finding in findings):
-        findings.append(engine())
+        findings += engine()
         finding, seams = sglang_names()
         findings.append(finding)
     findings += models()
@@ -121,13 +121,12 @@ def software() -> Iterator[Finding]:
                 "software", package, "bad", "not installed", "run `make serve`, which sets up the environment"
             )
     yield _plugin()
-    compiler = next(
-        (path for name in (os.environ.get("CXX"), "g++", "clang++") if name and (path := shutil.which(name))), None
-    )
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++"]
+    compiler = next((path for name in names if (path := shutil.which(name))), None)
     if compiler:
         yield Finding("software", "compiler", "ok", compiler)
     else:
-        yield Finding("software", "compiler", "bad", "none", "install g++ or clang++, for example: apt install g++")
+        yield Finding("software", "compiler", "bad", "none", "install g++, for example: apt install g++")
 
 
 def _plugin() -> Finding:
@@ -142,11 +141,23 @@ def _plugin() -> Finding:
     return Finding("software", "plugin", "ok", "installed; SGLang loads it where Nightjar is turned on")
 
 
-def engine() -> Finding:
+def engine() -> Iterator[Finding]:
+    from sglang_nightjar.cpu import build, kernels
     from sglang_nightjar.cpu.detect import choose_engine
 
     choice = choose_engine()
-    return Finding("engine", choice.engine, "ok", choice.reason)
+    yield Finding("engine", choice.engine, "ok", choice.reason)
+    if choice.engine != "nightjar":
+        return
+    if not kernels.use_native():
+        text = f"{kernels.KERNELS_ENV}=torch: plain torch instead of the C++ kernels"
+        yield Finding("engine", "CPU kernels", "note", text, f"unset {kernels.KERNELS_ENV}: this is slow")
+        return
+    library = build.library_path(build.find_compiler())
+    if library.exists():
+        yield Finding("engine", "CPU kernels", "ok", f"compiled: {library}")
+    else:
+        yield Finding("engine", "CPU kernels", "note", "will be compiled at the first start, in about half a minute")
 
 
 def sglang_names() -> tuple[Finding, list[SeamState]]:

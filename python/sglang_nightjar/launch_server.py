@@ -65,6 +65,7 @@ def _asks_for_cpu(argv: list[str]) -> bool:
 
 def _server_args(argv: list[str]) -> Any:
     """Parse, fill in the demo pair, check, and let SGLang resolve the rest. Raises ConfigError."""
+    _prepare()
     # SGLang's import takes seconds, so flags of our own were checked before it.
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
@@ -82,6 +83,17 @@ def _server_args(argv: list[str]) -> Any:
     except (ValueError, AssertionError) as error:
         # What SGLang itself refuses: its message says it, its traceback only hides it.
         raise ConfigError(str(error) or repr(error)) from error
+
+
+def _prepare() -> None:
+    """Prepare this process now, though importing SGLang would do it, to say what is missing without a traceback."""
+    from sglang_nightjar.cpu.bootstrap import prepare_process
+    from sglang_nightjar.cpu.build import KernelBuildError
+
+    try:
+        prepare_process()
+    except (KernelBuildError, ValueError) as error:
+        raise ConfigError(str(error)) from None
 
 
 def _parse(argv: list[str]) -> tuple[list[str], argparse.Namespace]:

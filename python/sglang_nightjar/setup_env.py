@@ -136,9 +136,11 @@ def check_port(port: int) -> None:
 
 def check_compiler() -> None:
     """SGLang and torch compile small kernels at run time, on a CPU and on a GPU."""
-    names = [os.environ.get("CXX") or "g++", "g++", "clang++"]
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++"]
     if not any(shutil.which(name) for name in names):
-        raise SetupError("no C++ compiler found (g++ or clang++). Install one, for example: apt install g++")
+        raise SetupError(
+            f"no C++ compiler found (looked for {' and '.join(names)}). Install one, for example: apt install g++"
+        )
 
 
 def check_disk(engine: str) -> None:

@@ -1,5 +1,6 @@
 """Start the real server as a user does, in a process of its own, and talk to it."""
 
+import ctypes
 import json
 import os
 import random
@@ -62,7 +63,12 @@ class Server:
         command = [sys.executable, "-m", LAUNCHER, "--port", str(port), *flags]
         with open(log, "w") as output:
             self.process = subprocess.Popen(
-                command, env=clean_environment(**env), stdout=output, stderr=output, start_new_session=True
+                command,
+                env=clean_environment(**env),
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def __enter__(self) -> "Server":
@@ -116,6 +122,12 @@ class Server:
         import psutil
 
         return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
+
+
+def _end_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the tests' process ends, however it ends."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def alive(pid: int) -> bool:
