@@ -1,0 +1,182 @@
+"""Draws and filters against the distributions that they stand for, and chains of drafts against the target's text."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from sglang_nightjar.cpu import chain_sampling, sampling
+from sglang_nightjar.cpu.spec_ops import verify_tree_greedy_cpu
+
+DRAWS = 20_000
+TOO_UNLIKELY = 1e-4
+
+
+def agree(seen: torch.Tensor, expected: torch.Tensor) -> float:
+    """p-value of counts ``seen`` under probabilities ``expected``; nothing of probability zero may have been seen."""
+    expected = expected.double() / expected.double().sum()
+    assert seen[expected == 0].sum() == 0
+    total = seen.sum()
+    often = expected * total >= 5
+    counts = torch.cat([seen[often], seen[~often].sum()[None]]).double()
+    wanted = torch.cat([expected[often], expected[~often].sum()[None]]) * total
+    used = wanted > 0
+    return float(
+        chisquare(counts[used].numpy(), (wanted[used] * counts[used].sum() / wanted[used].sum()).numpy()).pvalue
+    )
+
+
+def reference_filter(probs: torch.Tensor, top_k: int, top_p: float, min_p: float) -> torch.Tensor:
+    """Plain float64: tokens by falling probability, kept while within all three limits."""
+    kept = torch.zeros_like(probs, dtype=torch.float64)
+    before, largest = 0.0, float(probs.max())
+    for rank, token in enumerate(probs.double().argsort(descending=True, stable=True).tolist()):
+        p = float(probs[token])
+        if rank >= top_k or before > top_p or p < largest * min_p:
+            break
+        kept[token] = p
+        before += p
+    return kept
+
+
+@pytest.mark.parametrize("size", [3, 256, 257, 5000])
+def test_draws_follow_the_weights(size):
+    torch.manual_seed(size)
+    weights = torch.rand(size) ** 4
+    weights[::3] = 0.0
+    tokens = sampling.draw(weights.expand(DRAWS, -1))
+    assert agree(torch.bincount(tokens, minlength=size), weights) > TOO_UNLIKELY
+
+
+def test_rare_tokens_behind_a_likely_one_are_drawn():
+    """Twenty thousand tokens of 5e-9 each, a ten-thousandth together, vanish in a float32 running sum that is at 1."""
+    weights = torch.full((40_000,), 5e-9)
+    weights[:20_000] = 0.0
+    weights[0] = 1 - 1e-4
+    torch.manual_seed(0)
+    rare = sum(int((sampling.draw(weights.expand(2000, -1)) > 0).sum()) for _ in range(100))
+    assert 5 <= rare <= 50  # 20 expected of 200,000 draws
+
+
+@pytest.mark.parametrize("size", [40, 2000])
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p"),
+    [(5, 1.0, 0.0), (1 << 30, 0.9, 0.0), (1 << 30, 1.0, 0.1), (50, 0.95, 0.02), (1, 1.0, 0.0)],
+)
+def test_filters_keep_what_the_definition_keeps(size, top_k, top_p, min_p):
+    torch.manual_seed(size)
+    # Flat rows keep more than the shortlist, peaked ones less: both paths of `keep`.
+    probs = torch.stack([(torch.randn(size) * scale).softmax(-1) for scale in (0.1, 1.0, 3.0, 6.0)])
+    rows = len(probs)
+    values, order = sampling.keep(
+        probs, torch.full((rows,), top_k), torch.full((rows,), top_p), torch.full((rows,), min_p)
+    )
+    got = torch.zeros_like(probs).scatter_(1, order, values)
+    expected = torch.stack([reference_filter(p, top_k, top_p, min_p) for p in probs]).float()
+    # Where the running sum meets top_p within rounding, a token may fall on either side.
+    assert ((got > 0) != (expected > 0)).sum(-1).max() <= 1
+    both = (got > 0) & (expected > 0)
+    assert torch.equal(got[both], probs[both])
+
+
+def info(batch: int, temperature=1.0, top_k=1 << 30, top_p=1.0, min_p=0.0) -> SimpleNamespace:
+    def column(value, dtype):
+        values = value if isinstance(value, list) else [value] * batch
+        return torch.tensor(values, dtype=dtype)
+
+    top_ks = column(top_k, torch.int32)
+    return SimpleNamespace(
+        temperatures=column(temperature, torch.float32)[:, None],
+        top_ks=top_ks,
+        top_ps=column(top_p, torch.float32),
+        min_ps=column(min_p, torch.float32),
+        need_top_k_sampling=bool((top_ks < 1 << 30).any()),
+        need_top_p_sampling=top_p != 1.0,
+        need_min_p_sampling=min_p != 0.0,
+        sampling_seed=None,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patched_sampler():
+    """SGLang's sampler functions as a scheduler of the CPU engine has them."""
+    from sglang.srt.layers import sampler
+
+    from sglang_nightjar.patches import sampler as patch
+
+    plain, filtered = sampler.sampling_from_probs_torch, sampler.top_k_top_p_min_p_sampling_from_probs_torch
+    sampler.sampling_from_probs_torch = lambda *a, **k: patch.sample(plain, *a, **k)
+    sampler.top_k_top_p_min_p_sampling_from_probs_torch = lambda *a, **k: patch.sample_filtered(filtered, *a, **k)
+    yield
+    sampler.sampling_from_probs_torch, sampler.top_k_top_p_min_p_sampling_from_probs_torch = plain, filtered
+
+
+VOCAB = 6
+NEXT = torch.tensor(
+    [[2.0, 1.0, 0.0, -1.0, 0.5, 0.0], [0.0, 3.0, 1.0, 1.0, 0.0, -2.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+     [-1.0, 0.0, 2.0, 2.5, 0.0, 0.0], [0.3, 0.1, 0.0, 0.0, 4.0, 0.2], [1.5, 0.0, 0.0, 0.7, 0.0, 2.0]]
+)  # fmt: skip
+"""Logits of a target that looks at the last token only."""
+
+
+def speculate(
+    batch: int, start: int, drafts: list[int], settings: SimpleNamespace
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One verify step of ``batch`` equal requests: (tokens ``[batch, n]``, how many of them are committed)."""
+    chain = torch.tensor([start, *drafts]).expand(batch, -1)
+    width = chain.shape[1]
+    drawn = chain_sampling.draw_targets(NEXT[chain].flatten(0, 1), settings, width, torch.zeros(batch * width))
+    predicts = torch.zeros(batch * width, dtype=torch.int32)
+    index = torch.zeros(batch, width, dtype=torch.int32)
+    accepted = torch.zeros(batch, dtype=torch.int32)
+    verify_tree_greedy_cpu(predicts, index, accepted, chain, None, None, None, drawn.view(batch, width))
+    return predicts.view(batch, width), accepted + 1
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.5, "top_k": 3}, {"min_p": 0.2}]
+)
+@pytest.mark.parametrize("drafts", [[0, 0], [1, 2], [5, 3]])
+def test_committed_text_is_distributed_as_the_targets_own(drafts, settings):
+    """The joint distribution of the next two tokens, whether a verify step commits both or a second one is needed."""
+    torch.manual_seed(7)
+    options = info(DRAWS, **settings)
+    tokens, committed = speculate(DRAWS, 0, drafts, options)
+    first = tokens[:, 0].long()
+    second = tokens[:, 1].long()
+    for token in range(VOCAB):
+        short = ((committed == 1) & (first == token)).nonzero().flatten()
+        if len(short):
+            again, _ = speculate(len(short), token, drafts, info(len(short), **settings))
+            second[short] = again[:, 0].long()
+    limits = (settings.get("top_k", 1 << 30), settings.get("top_p", 1.0), settings.get("min_p", 0.0))
+    probs = (NEXT / settings.get("temperature", 1.0)).softmax(-1)
+    step = torch.stack([reference_filter(p, *limits) for p in probs])
+    step /= step.sum(-1, keepdim=True)
+    joint = step[0][:, None] * step
+    seen = torch.bincount(first * VOCAB + second, minlength=VOCAB**2)
+    assert agree(seen, joint.flatten()) > TOO_UNLIKELY
+
+
+def test_a_draft_is_accepted_with_its_own_probability():
+    torch.manual_seed(1)
+    _, committed = speculate(DRAWS, 3, [2], info(DRAWS))
+    share = float((committed == 2).float().mean())
+    assert share == pytest.approx(float(NEXT[3].softmax(-1)[2]), abs=0.015)
+
+
+def test_greedy_requests_beside_sampled_ones_stay_greedy():
+    torch.manual_seed(2)
+    top_k = [1, 1 << 30] * 50
+    tokens, committed = speculate(100, 1, [1, 1], info(100, temperature=1.0, top_k=top_k))
+    # Greedy from 1 is 1, 1, 1: both drafts right and the bonus token too.
+    assert (tokens[::2] == 1).all() and (committed[::2] == 3).all()
+    assert (committed[1::2] < 3).any()
+
+
+def test_logits_are_left_alone():
+    logits = torch.randn(6, VOCAB)
+    before = logits.clone()
+    chain_sampling.draw_targets(logits, info(2, temperature=0.5, top_p=0.8), 3, torch.zeros(6))
+    assert torch.equal(logits, before)
