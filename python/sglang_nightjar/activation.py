@@ -36,5 +36,6 @@ def _hook_server_entry(http_server: ModuleType) -> None:
 
     from sglang_nightjar.agent import process
 
-    load_plugins()
-    process.install_launch_server(http_server)
+    if process.role == "main":
+        load_plugins()
+        process.install_launch_server(http_server)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sglang_nightjar import __version__
+from sglang_nightjar.agent import process
 from sglang_nightjar.defaults import free_memory_bytes
 
 State = Literal["ok", "note", "bad"]
@@ -70,6 +71,7 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Look at everything. Takes some seconds: SGLang is imported to look at its names."""
+    process.role = "doctor"
     findings = [*machine(), *software()]
     seams: list[SeamState] = []
     if all(finding.state != "bad" for finding in findings):

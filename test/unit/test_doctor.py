@@ -3,11 +3,20 @@
 import importlib.metadata
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
+from helpers.serving import clean_environment
 
 from sglang_nightjar import cli, doctor
+from sglang_nightjar.agent import process
 from sglang_nightjar.patches import seams
+
+
+@pytest.fixture(autouse=True)
+def keep_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "role", process.role)
 
 
 def names(diagnosis: doctor.Diagnosis, state: str) -> set[str]:
@@ -63,6 +72,24 @@ def test_changed_sglang(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert "ServerArgs.gone" in printed
     assert "pip install" in printed
     assert "would not work" in printed
+
+
+def test_changed_sglang_in_a_process_of_its_own() -> None:
+    """Looking at SGLang's names must not load the plugin, which refuses to go on."""
+    code = """
+import sys
+from sglang_nightjar import cli
+from sglang_nightjar.patches import seams
+really = seams.check
+seams.check = lambda seam: "is gone" if seam.target.endswith("sigterm_handler") else really(seam)
+sys.exit(cli.main(["doctor"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=clean_environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "SignalHandler.sigterm_handler: is gone" in done.stdout
+    assert "Serving would not work" in done.stdout
 
 
 def test_every_complaint_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

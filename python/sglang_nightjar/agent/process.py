@@ -30,7 +30,7 @@ SEAMS = (
     Seam("sglang.srt.managers.detokenizer_manager:run_detokenizer_process", None, "call", "to run the detokenizer"),
 )
 
-# "main" is the process of the launcher, Engine or Runtime; "scheduler" is one rank's.
+# "main" is the process of the launcher, Engine or Runtime; "scheduler" is one rank's; "doctor" only looks.
 role = "main"
 
 
