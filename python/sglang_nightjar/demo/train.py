@@ -27,7 +27,7 @@ class TrainPlan:
     """Hyper-parameters. The rate rises for `warmup` steps, stays, and falls linearly over the last `decay` share."""
 
     steps: int = 2000
-    unroll: int = 4
+    unroll: int = 3
     step_weight: float = 0.85
     rate: float = 2e-3
     head_rate: float = 1e-3
@@ -184,3 +184,5 @@ def export(head: DraftHead, checkpoint: Path, folder: Path) -> None:
     config = head.sglang_config(json.loads((checkpoint / "config.json").read_text()))
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     save_file(head.sglang_weights(), folder / "model.safetensors")
+    # safetensors writes for the owner only; the head is shipped in a package that others read.
+    (folder / "model.safetensors").chmod(0o644)
