@@ -1,7 +1,8 @@
 # make serve [PORT=30000] [ARGS="--max-running-requests 16"]   set up, then serve the demo pair (or ARGS="--model-path ...")
 # make test                                                    set up, then run the tests
 # make test-server                                             the longer suites
-# make bench | lint | clean
+# make bench [BENCH=crossover]                                 set up, then all benchmarks, or one
+# make lint | clean
 #
 # PYTHON=...       the Python to set up with (3.11 or 3.12)
 # ENGINE=cpu|cuda  which SGLang to install; without it: cuda if nvidia-smi lists a GPU
@@ -12,6 +13,9 @@ ARGS ?=
 PYTHON ?= python3
 ENGINE ?= auto
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+# make bench BENCH=crossover runs one of them.
+BENCH ?= $(patsubst bench/%/run.py,%,$(wildcard bench/*/run.py))
 
 RUN := .venv/bin/python
 SETUP = @command -v $(PYTHON) >/dev/null || { echo "nightjar: $(PYTHON) not found: install Python 3.11 or 3.12" >&2; exit 1; }; \
@@ -33,7 +37,7 @@ test-server:
 
 bench:
 	$(SETUP)
-	@for file in bench/*/run.py; do echo "== $$file"; $(RUN) $$file $(ARGS) || exit 1; done
+	@for name in $(BENCH); do echo "== $$name"; $(RUN) -m bench.$$name.run $(ARGS) || exit 1; done
 
 lint:
 	$(SETUP) --tests

@@ -24,6 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(name) for name in OTHER_MARKERS):
             item.add_marker("cpu")
+    # What is quick to fail comes first.
+    items.sort(key=lambda item: item.get_closest_marker("server") is not None)
 
 
 @pytest.fixture(scope="session")
