@@ -4,8 +4,9 @@ A packed copy hangs on the weight ``Parameter`` itself, so models that share a p
 share the copy. The plain weight stays: a tied embedding looks rows up in it, and weight updates write to it. The packed
 copy therefore doubles the memory of linear layers.
 
-float32 uses our own kernel (csrc/linear.h), whose rows do not depend on how many are computed together; bfloat16 uses
-oneDNN's packed format.
+float32 uses our own kernel (csrc/linear.h). It is faster than oneDNN's packed product at every row count from 1 to 64
+(bench/cpu_step), and its rows do not depend on how many are computed together, so a verified token has the logits of a
+decoded one bit by bit. bfloat16 uses oneDNN's packed format.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-// The one matrix kernel that everything else is made of: a tile of C += A B held in registers.
+// The one matrix kernel that everything else is made of: a tile of C = A B held in registers.
 //
 // Each element of C is the sum over k = 0, 1, 2 ... in that order, whatever the shape of the tile around it. A row's
 // result therefore does not depend on how many rows are computed with it: a token verified among four others gets
@@ -9,53 +9,77 @@
 
 namespace nightjar {
 
-// Registers: kTileRows * kTileVecs accumulators, one row of B, one broadcast.
-#if defined(__AVX512F__)
-constexpr int kTileRows = 12;
-#else
-constexpr int kTileRows = 6;
-#endif
-constexpr int kTileVecs = 2;
-constexpr int kTileColumns = kTileVecs * kLanes;
+// Tiles are kVecs vectors wide and at most tile_height<kVecs> rows high, so that the sums, a row of B and one
+// broadcast element of A fit into the registers: 32 of them with AVX-512, else 16.
+template <int kVecs>
+constexpr int tile_height = (kLanes == 16 ? 24 : 12) / kVecs;
 
-// How far ahead of its use a row of B is prefetched, in bytes.
-constexpr int kPrefetchBytes = 1024;
+constexpr int kPanelVecs = 2;
+constexpr int kPanelColumns = kPanelVecs * kLanes;
 
 enum class Store { kOverwrite, kAdd };
 
-// c[m][j] = (kAdd: c[m][j] *) scale + sum_k a[m][k] b[k][j]; j runs over kTileColumns columns.
-template <int kRows, Store kStore>
-inline __attribute__((always_inline)) void tile(const float* __restrict a, int64_t lda, const float* __restrict b,
-                                                int64_t ldb, int64_t depth, float* __restrict c, int64_t ldc) {
-  Vec acc[kRows][kTileVecs];
+// Rows of B that follow each other at a fixed distance.
+struct StridedRows {
+  const float* data;
+  int64_t stride;
+  const float* operator()(int64_t k) const { return data + k * stride; }
+  static constexpr int kPrefetchInto = 0;
+};
+
+// Rows of a packed panel, which lie end to end. While a row is used, the memory `ahead` bytes behind it is fetched into
+// the cache of level kLevel (1 or 2).
+template <int kLevel>
+struct PanelRows {
+  const float* data;
+  int64_t ahead;
+  const float* operator()(int64_t k) const { return data + k * kPanelColumns; }
+  static constexpr int kPrefetchInto = kLevel;
+};
+
+// Rows scattered over memory, all shifted by the same number of columns.
+struct ScatteredRows {
+  const float* const* rows;
+  int64_t column;
+  const float* operator()(int64_t k) const { return rows[k] + column; }
+  static constexpr int kPrefetchInto = 0;
+};
+
+// c[m][j] (kAdd: +)= sum_k a[m][k] b(k)[j] for kRows rows and kVecs * kLanes columns.
+template <int kRows, int kVecs, Store kStore, typename Rows>
+inline __attribute__((always_inline)) void tile(const float* __restrict a, int64_t lda, Rows b, int64_t depth,
+                                                float* __restrict c, int64_t ldc) {
+  Vec acc[kRows][kVecs];
   for (int m = 0; m < kRows; ++m)
-    for (int j = 0; j < kTileVecs; ++j) acc[m][j] = Vec{};
+    for (int j = 0; j < kVecs; ++j) acc[m][j] = Vec{};
   for (int64_t k = 0; k < depth; ++k) {
-    const float* row = b + k * ldb;
-    Vec bv[kTileVecs];
-    for (int j = 0; j < kTileVecs; ++j) bv[j] = load(row + j * kLanes);
-    for (int j = 0; j < kTileColumns * 4; j += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + kPrefetchBytes + j);
+    const float* row = b(k);
+    Vec bv[kVecs];
+    for (int j = 0; j < kVecs; ++j) bv[j] = load(row + j * kLanes);
+    // Written out here: in a function of its own GCC takes a prefetch for a computation without effect and drops it.
+    if constexpr (Rows::kPrefetchInto > 0)
+      for (int j = 0; j < kVecs * kLanes * 4; j += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(row) + b.ahead + j, 0, 4 - Rows::kPrefetchInto);
     for (int m = 0; m < kRows; ++m) {
       const float x = a[m * lda + k];
-      for (int j = 0; j < kTileVecs; ++j) acc[m][j] += x * bv[j];
+      for (int j = 0; j < kVecs; ++j) acc[m][j] += x * bv[j];
     }
   }
   for (int m = 0; m < kRows; ++m) {
-    for (int j = 0; j < kTileVecs; ++j) {
+    for (int j = 0; j < kVecs; ++j) {
       float* out = c + m * ldc + j * kLanes;
       store(out, kStore == Store::kAdd ? load(out) + acc[m][j] : acc[m][j]);
     }
   }
 }
 
-// tile() for a row count known only at run time, 1 <= rows <= kTileRows.
-template <Store kStore, int kRows = kTileRows>
-inline void tile_rows(int64_t rows, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t depth, float* c,
-                      int64_t ldc) {
+// tile() for a number of rows known only at run time, 1 <= rows <= tile_height<kVecs>.
+template <int kVecs, Store kStore, typename Rows, int kRows = tile_height<kVecs>>
+inline void tile_rows(int64_t rows, const float* a, int64_t lda, Rows b, int64_t depth, float* c, int64_t ldc) {
   if (rows == kRows) {
-    tile<kRows, kStore>(a, lda, b, ldb, depth, c, ldc);
+    tile<kRows, kVecs, kStore>(a, lda, b, depth, c, ldc);
   } else if constexpr (kRows > 1) {
-    tile_rows<kStore, kRows - 1>(rows, a, lda, b, ldb, depth, c, ldc);
+    tile_rows<kVecs, kStore, Rows, kRows - 1>(rows, a, lda, b, depth, c, ldc);
   }
 }
 

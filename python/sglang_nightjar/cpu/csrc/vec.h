@@ -30,16 +30,52 @@ inline Vec broadcast(float x) { return Vec{} + x; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 
+// Lane numbers 0, 1, 2 ...
+inline IntVec lane_numbers() {
+  IntVec lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  return lanes;
+}
+
+// Lanes of `a` and `b` by number; kLanes and above name lanes of `b`.
+inline Vec shuffle(Vec a, Vec b, IntVec lanes) {
+#if defined(__clang__)
+  Vec out;
+  for (int i = 0; i < kLanes; ++i) out[i] = lanes[i] < kLanes ? a[lanes[i]] : b[lanes[i] - kLanes];
+  return out;
+#else
+  return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
 inline float sum(Vec v) {
-  float total = 0;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
+  for (int width = kLanes / 2; width > 0; width /= 2) v += shuffle(v, v, lane_numbers() ^ width);
+  return v[0];
 }
 
 inline float max_of(Vec v) {
-  float best = v[0];
-  for (int i = 1; i < kLanes; ++i) best = std::max(best, v[i]);
-  return best;
+  for (int width = kLanes / 2; width > 0; width /= 2) v = max(v, shuffle(v, v, lane_numbers() ^ width));
+  return v[0];
+}
+
+// Transposes a square of kLanes rows in place, by swapping ever larger off-diagonal squares (Eklundh 1972).
+template <int kWidth = 1>
+inline __attribute__((always_inline)) void transpose(Vec (&rows)[kLanes]) {
+  if constexpr (kWidth < kLanes) {
+    const IntVec lanes = lane_numbers();
+    const IntVec right = (lanes & kWidth) != 0;
+    // Where the lane's kWidth bit is set, the upper row takes from the lower one, kWidth lanes to the left.
+    const IntVec upper = right ? lanes - kWidth + kLanes : lanes;
+    const IntVec lower = right ? lanes + kLanes : lanes + kWidth;
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & kWidth) continue;
+      const Vec a = rows[i], b = rows[i + kWidth];
+      rows[i] = shuffle(a, b, upper);
+      rows[i + kWidth] = shuffle(a, b, lower);
+    }
+    transpose<kWidth * 2>(rows);
+  }
 }
 
 // e^x with a relative error below 2e-7; exactly 0 below -87 (so that masked scores of -infinity vanish).

@@ -1,0 +1,128 @@
+"""Measure decode and verification steps of the CPU engine against their floor; see README.md.
+
+python -m bench.cpu_step.run --model DIR --draft DIR --output FILE
+"""
+
+import argparse
+import json
+import random
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import sglang_nightjar  # noqa: F401  (before sglang)
+from bench.cpu_step import probe
+from bench.provenance import provenance
+
+SEED = 0
+# Steps at the start of a request that are left out: caches and the allocator settle.
+WARM_UP_STEPS = 4
+
+
+class Bench:
+    """One engine, with or without speculation, and what to ask of it."""
+
+    def __init__(self, model: str, draft: str | None, gamma: int, context: int, vocabulary: int):
+        from sglang.srt.entrypoints.engine import Engine
+
+        class ProbedEngine(Engine):
+            run_scheduler_process_func = staticmethod(probe.run_scheduler_process)
+
+        speculation: dict[str, Any] = {}
+        if gamma:
+            speculation = {
+                "speculative_algorithm": "EAGLE3",
+                "speculative_draft_model_path": draft,
+                "speculative_num_steps": gamma,
+                "speculative_eagle_topk": 1,
+                "speculative_num_draft_tokens": gamma + 1,
+            }
+        self.engine = ProbedEngine(
+            model_path=model,
+            max_total_tokens=32 * (context + 128),
+            disable_radix_cache=True,
+            disable_overlap_schedule=True,
+            random_seed=SEED,
+            log_level="error",
+            **speculation,
+        )
+        self.gamma, self.context, self.vocabulary = gamma, context, vocabulary
+        self.folder = Path(tempfile.mkdtemp())
+        self.random = random.Random(SEED)
+
+    def floor(self, rows: int, passes: int) -> list[float]:
+        path = self.folder / "floor.json"
+        self.engine.collective_rpc("write_floor", path=str(path), rows=rows, passes=passes)
+        return json.loads(path.read_text())
+
+    def steps(self, batch: int, count: int) -> list[dict[str, Any]]:
+        """Decode iterations of ``batch`` requests around ``context`` tokens of context."""
+        path = self.folder / "iterations.jsonl"
+        self.engine.collective_rpc("write_iterations", path=str(path))
+        # The steps measured are centred on the context asked for.
+        length = self.context - (count // 2 + WARM_UP_STEPS)
+        prompts = [[self.random.randrange(100, self.vocabulary) for _ in range(length)] for _ in range(batch)]
+        tokens = (count + WARM_UP_STEPS + 4) * (1 if self.gamma == 0 else 2)
+        sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+        self.engine.generate(input_ids=prompts, sampling_params=sampling)
+        self.engine.collective_rpc("write_iterations", path=str(path))
+        iterations = [json.loads(line) for line in path.read_text().splitlines()]
+        full = [i for i in iterations if i["mode"] == "DECODE" and i["batch"] == batch]
+        return full[WARM_UP_STEPS : WARM_UP_STEPS + count]
+
+
+def measure(bench: Bench, batch: int, rounds: int, steps: int) -> dict[str, Any]:
+    """Median milliseconds of one batch size; floor and steps alternate, so that a noisy minute hits both."""
+    rows = batch * (bench.gamma + 1)
+    floors: list[float] = []
+    iterations: list[dict[str, Any]] = []
+    for _ in range(rounds):
+        floors += bench.floor(rows, passes=max(3, steps // 4))
+        iterations += bench.steps(batch, steps)
+
+    def middle(value: Any) -> float:
+        return round(median(value(i) for i in iterations) * 1e3, 3)
+
+    row = {"batch": batch, "gamma": bench.gamma, "rows": rows, "floor": round(median(floors) * 1e3, 3)}
+    row["forward"] = middle(lambda i: i["forward"])
+    row["iteration"] = middle(lambda i: i["iteration"])
+    if bench.gamma:
+        row["draft"] = middle(lambda i: i["draft"] + i["draft_extend"])
+        row["verify"] = middle(lambda i: i["verify"])
+    # A step is the iteration without what only the draft does.
+    row["step"] = middle(lambda i: i["iteration"] - i.get("draft", 0.0) - i.get("draft_extend", 0.0))
+    row["forward_to_floor"] = round(row["forward"] / row["floor"], 3)
+    row["step_to_floor"] = round(row["step"] / row["floor"], 3)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--draft")
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--decode-batches", type=int, nargs="*", default=[1, 4, 16, 32])
+    parser.add_argument("--verify-batches", type=int, nargs="*", default=[1, 4, 16])
+    parser.add_argument("--gamma", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    vocabulary = json.loads((Path(arguments.model) / "config.json").read_text())["vocab_size"]
+    rows = []
+    for gamma, batches in ((0, arguments.decode_batches), (arguments.gamma, arguments.verify_batches)):
+        if not batches:
+            continue
+        bench = Bench(arguments.model, arguments.draft, gamma, arguments.context, vocabulary)
+        for batch in batches:
+            rows.append(measure(bench, batch, arguments.rounds, arguments.steps))
+            print(json.dumps(rows[-1]), flush=True)
+        bench.engine.shutdown()
+    if arguments.output:
+        result = {"rows": rows, "provenance": provenance(seed=SEED, context=arguments.context)}
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
