@@ -40,7 +40,7 @@ def reference_filter(probs: torch.Tensor, top_k: int, top_p: float, min_p: float
     return kept
 
 
-@pytest.mark.parametrize("size", [3, 256, 257, 5000])
+@pytest.mark.parametrize("size", [3, 256, 257, 1000])
 def test_draws_follow_the_weights(size):
     torch.manual_seed(size)
     weights = torch.rand(size) ** 4
@@ -50,13 +50,14 @@ def test_draws_follow_the_weights(size):
 
 
 def test_rare_tokens_behind_a_likely_one_are_drawn():
-    """Twenty thousand tokens of 5e-9 each, a ten-thousandth together, vanish in a float32 running sum that is at 1."""
-    weights = torch.full((40_000,), 5e-9)
-    weights[:20_000] = 0.0
-    weights[0] = 1 - 1e-4
+    """Forty thousand tokens of 2.5e-8 each: together a thousandth, singly less than the spacing of float32 near 1."""
+    weights = torch.full((40_001,), 2.5e-8)
+    weights[0] = 1 - 1e-3
     torch.manual_seed(0)
-    rare = sum(int((sampling.draw(weights.expand(2000, -1)) > 0).sum()) for _ in range(100))
-    assert 5 <= rare <= 50  # 20 expected of 200,000 draws
+    drawn = torch.cat([sampling.draw(weights.expand(500, -1)) for _ in range(40)])
+    rare = drawn[drawn > 0]
+    assert 5 <= len(rare) <= 45  # 20 expected of 20,000 draws
+    assert len(rare.unique()) >= len(rare) - 2
 
 
 @pytest.mark.parametrize("size", [40, 2000])

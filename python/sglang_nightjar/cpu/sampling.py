@@ -51,9 +51,9 @@ def _drop(values: torch.Tensor, top_ks: torch.Tensor, top_ps: torch.Tensor, min_
 def draw(weights: torch.Tensor) -> torch.Tensor:
     """One index per row of ``weights`` (float32 ``[rows, n]``, not negative, a positive sum), each in proportion to it.
 
-    Inverts the cumulative distribution in two steps, a block of tokens and then a token in it, in float64: a float32
-    running sum over a vocabulary would lose the rarest tokens, and ``torch.multinomial`` draws a random number for
-    every token, which takes seven times as long.
+    Inverts the cumulative distribution in two steps, a block of tokens and then a token in it, in float64: float32 near
+    1 can't tell tokens rarer than 6e-8 apart, and ``torch.multinomial`` draws a random number for every token, which
+    takes seven times as long.
     """
     rows, size = weights.shape
     blocks = torch.nn.functional.pad(weights, (0, -size % BLOCK)).view(rows, -1, BLOCK)
