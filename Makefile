@@ -6,20 +6,20 @@
 #
 # PYTHON=...       the Python to set up with (3.11 or 3.12)
 # ENGINE=cpu|cuda  which SGLang to install; without it: cuda if nvidia-smi lists a GPU
-# TORCH_INDEX=...  another package index for the CPU build of torch
+# TORCH_INDEX=...  a package index that has the CPU build of torch (saves gigabytes: the usual build brings CUDA along)
 
 PORT ?= 30000
 ARGS ?=
 PYTHON ?= python3
 ENGINE ?= auto
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 
 # make bench BENCH=crossover runs one of them.
 BENCH ?= $(patsubst bench/%/run.py,%,$(wildcard bench/*/run.py))
 
 RUN := .venv/bin/python
 SETUP = @command -v $(PYTHON) >/dev/null || { echo "nightjar: $(PYTHON) not found: install Python 3.11 or 3.12" >&2; exit 1; }; \
-	$(PYTHON) python/sglang_nightjar/setup_env.py --engine $(ENGINE) --torch-index $(TORCH_INDEX)
+	$(PYTHON) python/sglang_nightjar/setup_env.py --engine $(ENGINE) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 .PHONY: serve test test-server bench lint clean
 

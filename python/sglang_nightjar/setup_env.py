@@ -23,9 +23,10 @@ PYTHON = VENV / "bin" / "python"
 LOG = VENV / "setup.log"
 SUPPORTED = ((3, 11), (3, 12))
 
-# The CPU build of torch 2.13 under the name that only that build has; PyPI's build brings gigabytes of CUDA.
+# The CPU build of torch 2.13 has this name where an index or a folder of wheels offers it. The build that everybody
+# offers serves a CPU as well, but brings gigabytes of CUDA.
 CPU_TORCH = "torch==2.13.0+cpu"
-DEFAULT_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+ANY_TORCH = "torch==2.13.0"
 
 # Disk that the set-up needs in GB: the environment plus pip's temporary files, with some room (measured: see
 # docs/compatibility.md), and the converted demo model in the user's cache.
@@ -40,7 +41,7 @@ class SetupError(Exception):
 def main() -> int:
     parser = argparse.ArgumentParser(description="Set up .venv for `make serve` or `make test`.")
     parser.add_argument("--engine", choices=["auto", "cpu", "cuda"], default="auto", help="which SGLang to install")
-    parser.add_argument("--torch-index", default=DEFAULT_TORCH_INDEX, help="package index with the CPU build of torch")
+    parser.add_argument("--torch-index", help="a package index that has the CPU build of torch")
     parser.add_argument("--tests", action="store_true", help="also install what the tests need")
     parser.add_argument("--port", type=int, help="check that this port is free")
     args = parser.parse_args()
@@ -58,7 +59,7 @@ def main() -> int:
     return 0
 
 
-def set_up(engine: str, torch_index: str, tests: bool) -> None:
+def set_up(engine: str, torch_index: str | None, tests: bool) -> None:
     """Bring .venv up to date; a stamp written last, and made of what was asked for, tells what is already there."""
     with open(ROOT / ".venv.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -83,16 +84,22 @@ def set_up(engine: str, torch_index: str, tests: bool) -> None:
         say(f"set-up done in {time.monotonic() - started:.0f} s")
 
 
-def serving_steps(engine: str, torch_index: str) -> list[list[str]]:
+def serving_steps(engine: str, torch_index: str | None) -> list[list[str]]:
     """Arguments of `pip install`, in order; a step that may fail names its alternative after "or"."""
     steps = [["pip>=26,<27", "setuptools>=77"]]
     if engine == "cpu":
-        # Whatever index or wheel folder the user has configured may have the CPU build; PyTorch's own index has it.
-        steps.append([CPU_TORCH, "or", CPU_TORCH, "--extra-index-url", torch_index])
+        steps.append(torch_step(torch_index))
     steps.append(["-r", f"requirements/{engine}.txt"])
     steps.append(["--no-deps", "-r", f"requirements/nodeps-{engine}.txt"])
     steps.append(["--no-deps", "--no-build-isolation", "-e", "."])
     return steps
+
+
+def torch_step(torch_index: str | None) -> list[str]:
+    """The CPU build from the index that the user named; else from where pip looks anyway, or the usual build."""
+    if torch_index:
+        return [CPU_TORCH, "--extra-index-url", torch_index]
+    return [CPU_TORCH, "or", ANY_TORCH]
 
 
 def find_engine(asked: str) -> str:
