@@ -28,19 +28,19 @@ serve:
 	@exec $(RUN) -m sglang_nightjar.launch_server --port $(PORT) $(ARGS)
 
 test:
-	$(SETUP) --tests
+	$(SETUP) --test
 	@$(RUN) -m pytest -m "not long" $(ARGS)
 
 test-server:
-	$(SETUP) --tests
+	$(SETUP) --test
 	@$(RUN) -m pytest -m long $(ARGS)
 
 bench:
-	$(SETUP)
+	$(SETUP) --bench
 	@for name in $(BENCH); do echo "== $$name"; $(RUN) -m bench.$$name.run $(ARGS) || exit 1; done
 
 lint:
-	$(SETUP) --tests
+	$(SETUP) --test
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy
 
 clean:

@@ -42,14 +42,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Set up .venv for `make serve` or `make test`.")
     parser.add_argument("--engine", choices=["auto", "cpu", "cuda"], default="auto", help="which SGLang to install")
     parser.add_argument("--torch-index", help="a package index that has the CPU build of torch")
-    parser.add_argument("--tests", action="store_true", help="also install what the tests need")
+    parser.add_argument("--test", action="store_true", help="also install what the tests need")
+    parser.add_argument("--bench", action="store_true", help="also install what the benchmarks need")
     parser.add_argument("--port", type=int, help="check that this port is free")
     args = parser.parse_args()
     try:
         if args.port is not None:
             check_port(args.port)
         check_compiler()
-        set_up(find_engine(args.engine), args.torch_index, args.tests)
+        extras = [name for name in ("test", "bench") if getattr(args, name)]
+        set_up(find_engine(args.engine), args.torch_index, extras)
     except SetupError as error:
         print(f"nightjar: {error}", file=sys.stderr)
         return 1
@@ -59,13 +61,12 @@ def main() -> int:
     return 0
 
 
-def set_up(engine: str, torch_index: str | None, tests: bool) -> None:
+def set_up(engine: str, torch_index: str | None, extras: list[str]) -> None:
     """Bring .venv up to date; a stamp written last, and made of what was asked for, tells what is already there."""
     with open(ROOT / ".venv.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         steps = [("serve", serving_steps(engine, torch_index))]
-        if tests:
-            steps.append(("test", [["-r", "requirements/test.txt"]]))
+        steps += [(name, [["-r", f"requirements/{name}.txt"]]) for name in extras]
         todo = [
             (name, commands, key(engine, commands)) for name, commands in steps if not is_done(name, engine, commands)
         ]

@@ -48,20 +48,20 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_second_run_installs_nothing(fake_root: Path, pip: list[str]) -> None:
-    setup_env.set_up("cpu", "index", tests=True)
+    setup_env.set_up("cpu", "index", ["test"])
     first = len(pip)
     assert any("cpu.txt" in command for command in pip)
     assert any("test.txt" in command for command in pip)
-    setup_env.set_up("cpu", "index", tests=True)
-    setup_env.set_up("cpu", "index", tests=False)
+    setup_env.set_up("cpu", "index", ["test"])
+    setup_env.set_up("cpu", "index", [])
     assert len(pip) == first
 
 
 def test_changed_requirements_are_installed(fake_root: Path, pip: list[str]) -> None:
-    setup_env.set_up("cpu", "index", tests=False)
+    setup_env.set_up("cpu", "index", [])
     first = len(pip)
     (fake_root / "requirements/cpu.txt").write_text("another-package\n")
-    setup_env.set_up("cpu", "index", tests=False)
+    setup_env.set_up("cpu", "index", [])
     assert len(pip) == 2 * first
 
 
@@ -69,20 +69,20 @@ def test_an_interrupted_set_up_is_done_again(fake_root: Path, pip: list[str], mo
     with monkeypatch.context() as broken:
         broken.setattr(setup_env, "serving_steps", lambda *_: [["good"], ["fail"]])
         with pytest.raises(SetupError, match=r"pip install fail failed(.|\n)*pip's last words"):
-            setup_env.set_up("cpu", "index", tests=False)
+            setup_env.set_up("cpu", "index", [])
         assert not setup_env.is_done("serve", "cpu", [["good"], ["fail"]])
-    setup_env.set_up("cpu", "index", tests=False)
+    setup_env.set_up("cpu", "index", [])
     assert pip[-1].endswith("-e .")
 
 
 def test_an_environment_whose_python_has_gone_is_made_again(
     fake_root: Path, pip: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setup_env.set_up("cpu", "index", tests=False)
+    setup_env.set_up("cpu", "index", [])
     first = len(pip)
     setup_env.PYTHON.unlink()
     monkeypatch.setattr(setup_env, "make_venv", lambda python: setup_env.PYTHON.symlink_to(sys.executable))
-    setup_env.set_up("cpu", "index", tests=False)
+    setup_env.set_up("cpu", "index", [])
     assert len(pip) == 2 * first
 
 
@@ -97,7 +97,7 @@ def test_the_index_is_asked_only_if_torch_is_not_found_without_it(fake_root: Pat
 def test_full_disk(fake_root: Path, pip: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(setup_env.NEEDED_GB, "cpu", 1e6)
     with pytest.raises(SetupError, match=r"needs 100000\d.\d GB of disk at .*, but only .* GB are free"):
-        setup_env.set_up("cpu", "index", tests=False)
+        setup_env.set_up("cpu", "index", [])
     assert pip == []
 
 
