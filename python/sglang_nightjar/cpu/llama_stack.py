@@ -153,10 +153,10 @@ def plain_norm(norm: Any) -> bool:
 
 
 def usable_backend(backend: Any, forward_batch: Any) -> bool:
-    """True if this forward pass can use a stack: our attention, a float32 cache, and a batch that is not empty."""
+    """True if this forward pass can use a stack: our attention, a cache that it can write, a batch that is not empty."""
     return (
         isinstance(backend, CpuAttentionBackend)
         and getattr(backend.token_to_kv_pool, "k_buffer", None) is not None
-        and backend.token_to_kv_pool.k_buffer[0].dtype == torch.float32
+        and backend.token_to_kv_pool.k_buffer[0].dtype in (torch.float32, torch.bfloat16)
         and not forward_batch.forward_mode.is_idle()
     )

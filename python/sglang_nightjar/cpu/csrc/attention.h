@@ -19,12 +19,13 @@ struct Partial {
   float *maxima, *sums, *rows;
 };
 
-// q, o: [rows][heads][dim]; k, v: [slots][kv_heads][dim], with the distance between rows or slots.
-template <typename T>
+// q, o: [rows][heads][dim] of type T; k, v: [slots][kv_heads][dim] of type Cache; with the distance between rows or
+// slots.
+template <typename T, typename Cache>
 struct AttentionTensors {
   const T* q;
   int64_t q_stride;
-  const T *k, *v;
+  const Cache *k, *v;
   int64_t k_stride, v_stride;
   T* o;
   int64_t o_stride;
@@ -70,25 +71,19 @@ inline void merge(const Partial& into, const Partial& part, int64_t rows, int64_
   }
 }
 
-inline Vec load_as_float(const float* p) { return load(p); }
-inline Vec load_as_float(const BFloat16* p) {
-  Vec v;
-  for (int i = 0; i < kLanes; ++i) v[i] = to_float(p[i]);
-  return v;
-}
-
 // Starts loading the rows of a coming block, which lie scattered over the cache.
-template <typename T>
-inline void prefetch_rows(const T* cache, int64_t stride, int64_t width, const int32_t* slots, int64_t count) {
+template <typename Cache>
+inline void prefetch_rows(const Cache* cache, int64_t stride, int64_t width, const int32_t* slots, int64_t count) {
   for (int64_t i = 0; i < std::min(count, kBlockKeys); ++i) {
     const char* row = reinterpret_cast<const char*>(cache + slots[i] * stride);
-    for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(row + byte, 0, 2);
+    for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(Cache)); byte += 64)
+      __builtin_prefetch(row + byte, 0, 2);
   }
 }
 
 // Copies a block of keys, transposed to [dim][kBlockKeys].
-template <typename T>
-inline void gather_keys(const T* const* rows, int64_t dim, float* keys) {
+template <typename Cache>
+inline void gather_keys(const Cache* const* rows, int64_t dim, float* keys) {
   const int64_t whole = dim / kLanes * kLanes;
   for (int64_t i = 0; i < kBlockKeys; i += kLanes) {
     for (int64_t d = 0; d < whole; d += kLanes) {
@@ -105,8 +100,8 @@ inline void gather_keys(const T* const* rows, int64_t dim, float* keys) {
 }
 
 // Copies a block of values to [kBlockKeys][padded].
-template <typename T>
-inline void gather_values(const T* const* rows, int64_t dim, int64_t padded, float* values) {
+template <typename Cache>
+inline void gather_values(const Cache* const* rows, int64_t dim, int64_t padded, float* values) {
   for (int64_t i = 0; i < kBlockKeys; ++i) {
     float* out = values + i * padded;
     int64_t d = 0;
@@ -183,8 +178,8 @@ inline void multiply(const float* a, int64_t depth, int64_t rows, RowsAt rows_at
 }
 
 // One chunk of keys for all heads of a task, into the task's partial results at `parts`.
-template <typename T>
-inline void attend_chunk(const AttentionTensors<T>& t, const AttentionShape& shape, const Request& request,
+template <typename T, typename Cache>
+inline void attend_chunk(const AttentionTensors<T, Cache>& t, const AttentionShape& shape, const Request& request,
                          const AttentionTask& task, int64_t chunk, AttentionScratch& s, float* parts) {
   const int64_t dim = shape.dim, padded = shape.padded(), rows = task.rows * shape.group();
   const int64_t heads = task.end_head - task.head;
@@ -198,7 +193,7 @@ inline void attend_chunk(const AttentionTensors<T>& t, const AttentionShape& sha
     prefetch_rows(t.v + task.head * dim, t.v_stride, heads * dim, slots + kBlockKeys, end - key - kBlockKeys);
     for (int64_t h = 0; h < heads; ++h) {
       // Rows past the end repeat the last key: they are masked out, and their weights are zero.
-      const T *keys[kBlockKeys], *values[kBlockKeys];
+      const Cache *keys[kBlockKeys], *values[kBlockKeys];
       for (int64_t i = 0; i < kBlockKeys; ++i) {
         const int64_t slot = slots[std::min(i, count - 1)];
         keys[i] = t.k + slot * t.k_stride + (task.head + h) * dim;
@@ -210,7 +205,7 @@ inline void attend_chunk(const AttentionTensors<T>& t, const AttentionShape& sha
           s.query.data() + h * rows * dim, dim, rows,
           [&](int64_t j) { return StridedRows{s.keys.data() + j, kBlockKeys}; }, s.scores.data(), kBlockKeys);
       softmax_block(s.scores.data(), part, shape, request, task.row, task.rows, key, count);
-      if constexpr (std::is_same_v<T, float>) {
+      if constexpr (std::is_same_v<Cache, float>) {
         if (dim == padded) {
           multiply<Store::kAdd>(s.scores.data(), kBlockKeys, rows, [&](int64_t j) { return ScatteredRows{values, j}; },
                                 part.rows, padded);
@@ -224,8 +219,8 @@ inline void attend_chunk(const AttentionTensors<T>& t, const AttentionShape& sha
   }
 }
 
-template <typename T>
-inline void write_output(const AttentionTensors<T>& t, const AttentionShape& shape, const Request& request,
+template <typename T, typename Cache>
+inline void write_output(const AttentionTensors<T, Cache>& t, const AttentionShape& shape, const Request& request,
                          int64_t kv_head, int64_t first_row, int64_t rows, const Partial& part) {
   const int64_t group = shape.group();
   for (int64_t m = 0; m < rows * group; ++m) {
@@ -235,8 +230,8 @@ inline void write_output(const AttentionTensors<T>& t, const AttentionShape& sha
   }
 }
 
-template <typename T>
-inline void run_task(const AttentionTensors<T>& t, const AttentionShape& shape, const AttentionPlan& plan,
+template <typename T, typename Cache>
+inline void run_task(const AttentionTensors<T, Cache>& t, const AttentionShape& shape, const AttentionPlan& plan,
                      const AttentionTask& task, AttentionScratch& s, float* partials) {
   const Request& request = plan.requests[task.request];
   const int64_t group = shape.group(), rows = task.rows * group, padded = shape.padded();
@@ -264,8 +259,8 @@ inline void run_task(const AttentionTensors<T>& t, const AttentionShape& shape, 
 }
 
 // Merges the chunks of a request whose chunks were shared out.
-template <typename T>
-inline void merge_chunks(const AttentionTensors<T>& t, const AttentionShape& shape, const Request& request,
+template <typename T, typename Cache>
+inline void merge_chunks(const AttentionTensors<T, Cache>& t, const AttentionShape& shape, const Request& request,
                          AttentionScratch& s, float* partials) {
   const int64_t rows = request.rows * shape.group(), padded = shape.padded();
   s.reserve(rows, 1, shape);
@@ -278,8 +273,8 @@ inline void merge_chunks(const AttentionTensors<T>& t, const AttentionShape& sha
   }
 }
 
-template <typename T>
-inline void attention(const AttentionPlan& plan, const AttentionShape& shape, const AttentionTensors<T>& t) {
+template <typename T, typename Cache>
+inline void attention(const AttentionPlan& plan, const AttentionShape& shape, const AttentionTensors<T, Cache>& t) {
   std::vector<float> partials(plan.partial_floats);
   at::parallel_for(0, plan.tasks.size(), 1, [&](int64_t begin, int64_t end) {
     thread_local AttentionScratch s;

@@ -147,18 +147,21 @@ std::vector<nightjar::Request> requests(const Tensor& req_to_token, const Tensor
   return batch;
 }
 
-template <typename T>
+template <typename T, typename Cache>
 void run_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, Tensor& out,
-                   std::vector<nightjar::Request> batch, const nightjar::AttentionShape& shape) {
-  const nightjar::AttentionPlan plan(std::move(batch), shape, at::get_num_threads());
-  nightjar::attention(plan, shape,
-                      nightjar::AttentionTensors<T>{static_cast<const T*>(q.data_ptr()), q.stride(0),
-                                                    static_cast<const T*>(k_cache.data_ptr()),
-                                                    static_cast<const T*>(v_cache.data_ptr()), k_cache.stride(0),
-                                                    v_cache.stride(0), static_cast<T*>(out.data_ptr()), out.stride(0)});
+                   const nightjar::AttentionPlan& plan, const nightjar::AttentionShape& shape) {
+  const nightjar::AttentionTensors<T, Cache> tensors{static_cast<const T*>(q.data_ptr()),
+                                                     q.stride(0),
+                                                     static_cast<const Cache*>(k_cache.data_ptr()),
+                                                     static_cast<const Cache*>(v_cache.data_ptr()),
+                                                     k_cache.stride(0),
+                                                     v_cache.stride(0),
+                                                     static_cast<T*>(out.data_ptr()),
+                                                     out.stride(0)};
+  nightjar::attention(plan, shape, tensors);
 }
 
-// q, out: [rows, heads, dim]; caches: [slots, kv_heads, dim]; all float32 or all bfloat16. See attention.h.
+// q, out: [rows, heads, dim]; caches: [slots, kv_heads, dim]; each pair float32 or bfloat16. See attention.h.
 void paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, Tensor& out,
                      const Tensor& req_to_token, const Tensor& req_pool_indices, const Tensor& seq_lens,
                      const OptionalTensor& extend_lens, double scaling, double logit_cap, int64_t window) {
@@ -166,19 +169,22 @@ void paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cac
   for (const Tensor* t : std::initializer_list<const Tensor*>{&q, &k_cache, &v_cache, &out}) {
     TORCH_CHECK(t->dim() == 3 && t->size(2) == dim && t->stride(2) == 1 && t->stride(1) == dim,
                 "queries, caches and output must be [*, heads, ", dim, "] with whole heads side by side");
-    TORCH_CHECK(t->scalar_type() == q.scalar_type(), "queries, caches and output differ in dtype");
+    TORCH_CHECK(t->scalar_type() == at::kFloat || t->scalar_type() == at::kBFloat16,
+                "attention needs float32 or bfloat16, not ", t->scalar_type());
   }
+  TORCH_CHECK(out.scalar_type() == q.scalar_type() && v_cache.scalar_type() == k_cache.scalar_type(),
+              "queries and output, and the two caches, must agree in dtype");
   TORCH_CHECK(dim % 8 == 0, "head dimension ", dim, " is not a multiple of 8");
   TORCH_CHECK(q.size(1) % kv_heads == 0, q.size(1), " query heads do not divide among ", kv_heads, " kv heads");
   const nightjar::AttentionShape shape{q.size(1), kv_heads, dim, static_cast<float>(scaling),
                                        static_cast<float>(logit_cap), window};
-  auto batch = requests(req_to_token, req_pool_indices, seq_lens, extend_lens, q.size(0));
-  if (q.scalar_type() == at::kFloat) {
-    run_attention<float>(q, k_cache, v_cache, out, std::move(batch), shape);
-  } else {
-    TORCH_CHECK(q.scalar_type() == at::kBFloat16, "attention needs float32 or bfloat16, not ", q.scalar_type());
-    run_attention<nightjar::BFloat16>(q, k_cache, v_cache, out, std::move(batch), shape);
-  }
+  const nightjar::AttentionPlan plan(requests(req_to_token, req_pool_indices, seq_lens, extend_lens, q.size(0)), shape,
+                                     at::get_num_threads());
+  using nightjar::BFloat16;
+  const bool narrow = q.scalar_type() == at::kBFloat16, narrow_cache = k_cache.scalar_type() == at::kBFloat16;
+  const auto run = narrow ? (narrow_cache ? run_attention<BFloat16, BFloat16> : run_attention<BFloat16, float>)
+                          : (narrow_cache ? run_attention<float, BFloat16> : run_attention<float, float>);
+  run(q, k_cache, v_cache, out, plan, shape);
 }
 
 // A stack and the tensors that its pointers point into.
@@ -198,13 +204,15 @@ constexpr size_t kTensorsPerLayer = 8;
 int64_t llama_create(TensorList tensors, const Tensor& cos_sin, int64_t heads, int64_t kv_heads, int64_t head_dim,
                      double scaling, double eps, bool neox) {
   TORCH_CHECK(!tensors.empty() && tensors.size() % kTensorsPerLayer == 0, "expected 8 tensors per layer");
-  for (const Tensor& t : tensors) check_rows(t, "every tensor of a stack");
   check_rows(cos_sin, "cos_sin");
   auto owned = std::make_unique<OwnedStack>();
   auto& s = owned->stack;
   s.hidden = tensors[3].numel();
   s.intermediate = tensors[5].size(1);
   s.attention = {heads, kv_heads, head_dim, static_cast<float>(scaling), 0.0f, 0};
+  TORCH_CHECK(tensors[6].scalar_type() == at::kFloat || tensors[6].scalar_type() == at::kBFloat16,
+              "the cache must be float32 or bfloat16");
+  s.bfloat16_cache = tensors[6].scalar_type() == at::kBFloat16;
   s.slot_stride = kv_heads * head_dim;
   s.cos_sin = cos_sin.data_ptr<float>();
   s.rotary = cos_sin.size(1);
@@ -213,11 +221,15 @@ int64_t llama_create(TensorList tensors, const Tensor& cos_sin, int64_t heads, i
   const int64_t q_width = heads * head_dim, qkv_width = q_width + 2 * kv_heads * head_dim;
   for (size_t i = 0; i < tensors.size(); i += kTensorsPerLayer) {
     const Tensor* t = &tensors[i];
+    for (size_t weight = 0; weight < 6; ++weight) check_rows(t[weight], "every weight of a stack");
+    for (size_t cache : {6, 7})
+      TORCH_CHECK(t[cache].is_contiguous() && t[cache].scalar_type() == tensors[6].scalar_type(),
+                  "caches must be contiguous and agree in dtype");
     TORCH_CHECK(t[0].numel() == s.hidden && t[3].numel() == s.hidden, "norms differ from the hidden size");
     TORCH_CHECK(t[6].stride(0) == s.slot_stride && t[7].stride(0) == s.slot_stride, "caches have another head layout");
     s.layers.push_back({t[0].data_ptr<float>(), packed_weight(t[1], qkv_width), packed_weight(t[2], s.hidden),
                         t[3].data_ptr<float>(), packed_weight(t[4], 2 * s.intermediate), packed_weight(t[5], s.hidden),
-                        t[6].data_ptr<float>(), t[7].data_ptr<float>()});
+                        t[6].data_ptr(), t[7].data_ptr()});
     const auto& layer = s.layers.back();
     TORCH_CHECK(layer.o.in == q_width && layer.gate_up.in == s.hidden && layer.down.in == s.intermediate,
                 "layer ", i / kTensorsPerLayer, " has weights of other shapes");

@@ -14,13 +14,15 @@ struct LlamaLayer {
   PackedWeight qkv, o;
   const float* post_norm;
   PackedWeight gate_up, down;
-  float *k_cache, *v_cache;
+  // float or BFloat16, as the stack says.
+  void *k_cache, *v_cache;
 };
 
 struct LlamaStack {
   std::vector<LlamaLayer> layers;
   AttentionShape attention;
   int64_t hidden, intermediate;
+  bool bfloat16_cache;
   // Elements from one slot of the cache to the next.
   int64_t slot_stride;
   // [max_position][rotary]: cosines, then sines.
@@ -46,7 +48,13 @@ struct LlamaBatch {
 
 namespace detail {
 
+template <typename Cache>
+inline void store_row(const float* row, int64_t width, Cache* out) {
+  for (int64_t i = 0; i < width; ++i) out[i] = from_float<Cache>(row[i]);
+}
+
 // Rotates queries and keys in place and puts keys and values into the cache.
+template <typename Cache>
 inline void rotate_and_store(const LlamaStack& s, const LlamaLayer& layer, const LlamaBatch& batch, float* qkv,
                              int64_t width) {
   const int64_t heads = s.attention.heads, kv_heads = s.attention.kv_heads, dim = s.attention.dim;
@@ -56,10 +64,22 @@ inline void rotate_and_store(const LlamaStack& s, const LlamaLayer& layer, const
       const float* angles = s.cos_sin + batch.positions[r] * s.rotary;
       for (int64_t h = 0; h < heads + kv_heads; ++h) rotate_head(row + h * dim, angles, s.rotary, s.neox);
       const float* key = row + heads * dim;
-      std::copy_n(key, kv_heads * dim, layer.k_cache + batch.slots[r] * s.slot_stride);
-      std::copy_n(key + kv_heads * dim, kv_heads * dim, layer.v_cache + batch.slots[r] * s.slot_stride);
+      const int64_t slot = batch.slots[r] * s.slot_stride;
+      store_row(key, kv_heads * dim, static_cast<Cache*>(layer.k_cache) + slot);
+      store_row(key + kv_heads * dim, kv_heads * dim, static_cast<Cache*>(layer.v_cache) + slot);
     }
   });
+}
+
+// From qkv [rows][qkv_width] to attended [rows][heads * dim]; new keys and values enter the cache on the way.
+template <typename Cache>
+inline void attend(const LlamaStack& s, const LlamaLayer& layer, const LlamaBatch& batch, float* qkv, int64_t qkv_width,
+                   float* attended) {
+  rotate_and_store<Cache>(s, layer, batch, qkv, qkv_width);
+  const AttentionTensors<float, Cache> tensors{
+      qkv,           qkv_width,     static_cast<Cache*>(layer.k_cache), static_cast<Cache*>(layer.v_cache),
+      s.slot_stride, s.slot_stride, attended,                           s.attention.heads * s.attention.dim};
+  attention(*batch.plan, s.attention, tensors);
 }
 
 }  // namespace detail
@@ -89,10 +109,11 @@ inline void llama_forward(const LlamaStack& s, const LlamaBatch& batch, float* r
       rms_norm(residual, hidden, layer.input_norm, normed.data(), hidden, rows, hidden, s.eps);
     }
     linear<Store::kOverwrite>(input, input_width, rows, layer.qkv, nullptr, qkv.data(), qkv_width);
-    detail::rotate_and_store(s, layer, batch, qkv.data(), qkv_width);
-    attention(*batch.plan, s.attention,
-              AttentionTensors<float>{qkv.data(), qkv_width, layer.k_cache, layer.v_cache, s.slot_stride,
-                                      s.slot_stride, attended.data(), q_width});
+    if (s.bfloat16_cache) {
+      detail::attend<BFloat16>(s, layer, batch, qkv.data(), qkv_width, attended.data());
+    } else {
+      detail::attend<float>(s, layer, batch, qkv.data(), qkv_width, attended.data());
+    }
     linear<Store::kAdd>(attended.data(), q_width, rows, layer.o, nullptr, residual, hidden);
     rms_norm(residual, hidden, layer.post_norm, normed.data(), hidden, rows, hidden, s.eps);
     linear<Store::kOverwrite>(normed.data(), hidden, rows, layer.gate_up, nullptr, gate_up.data(), 2 * s.intermediate);

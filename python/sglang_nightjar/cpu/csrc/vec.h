@@ -107,6 +107,12 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+inline Vec load_as_float(const float* p) { return load(p); }
+inline Vec load_as_float(const BFloat16* p) {
+  typedef uint16_t Halves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+  return reinterpret_cast<Vec>(__builtin_convertvector(*reinterpret_cast<const Halves*>(p), IntVec) << 16);
+}
+
 inline float to_float(float x) { return x; }
 inline float to_float(BFloat16 x) {
   const uint32_t wide = static_cast<uint32_t>(x.bits) << 16;
