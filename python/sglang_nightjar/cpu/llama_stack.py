@@ -153,7 +153,7 @@ def plain_norm(norm: Any) -> bool:
 
 
 def usable_backend(backend: Any, forward_batch: Any) -> bool:
-    """True if this forward pass can use a stack: our attention, a cache that it can write, a batch that is not empty."""
+    """True if this forward pass can use a stack: our attention, a cache it can write to, a batch that is not empty."""
     return (
         isinstance(backend, CpuAttentionBackend)
         and getattr(backend.token_to_kv_pool, "k_buffer", None) is not None
