@@ -23,7 +23,7 @@ from sglang_nightjar.demo.prompts import PromptMaker
 from sglang_nightjar.demo.recipe import HELD_OUT_SEED, read_prompts
 
 # The same in every arm: speculation would otherwise lower the limit on running requests by itself.
-FLAGS = ("--max-running-requests", "32", "--max-total-tokens", "16384", "--disable-radix-cache")
+FLAGS = ("--max-running-requests", "32", "--max-total-tokens", "8192", "--disable-radix-cache")
 
 
 def rendered_prompts(prompts_file: Path | None, count: int, seed: int) -> list[str]:
