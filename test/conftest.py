@@ -48,8 +48,8 @@ def draft(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def plain_flags(target: Path) -> list[str]:
-    """Server flags for the target without speculation."""
-    return ["--model-path", str(target)]
+    """Server flags for the target without speculation. Two servers at a time must fit into 8 GB."""
+    return ["--model-path", str(target), "--max-total-tokens", "16384"]
 
 
 @pytest.fixture(scope="session")

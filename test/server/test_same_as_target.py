@@ -1,7 +1,7 @@
 """Speculation changes the speed alone: greedy text is the target's own, sampled text has its distribution."""
 
 import json
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,42 @@ from helpers.serving import STRICT_CHECKS, Server, gamma_flags
 
 pytestmark = pytest.mark.server
 
-NEW_TOKENS = 48
+NEW_TOKENS = 32
 BATCH = 16
+
+# Short contexts and settings of the sampled tests.
+SAMPLED: list[tuple[str, dict[str, Any]]] = [
+    ("My favourite animal is the", {"temperature": 1.0}),
+    ("Once upon a time there was a", {"temperature": 0.7, "top_p": 0.9}),
+]
 
 # Sampled tests: draws per setting, tokens per draw (the first comes from prefill, the others from verification).
 DRAWS = 4096
 DRAW_TOKENS = 4
-# With ten comparisons, a correct server fails once in ten thousand runs.
+# With fourteen comparisons, a correct server fails once in seven thousand runs.
 SMALLEST_P = 1e-5
 
 
+@dataclass(frozen=True)
+class Plain:
+    """What the target says without speculation: greedy continuations of all prompts, and the logprobs of some."""
+
+    continuations: list[list[int]]
+    logprobs: list[dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def plain(plain_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The same target without speculation; stopped after this module to free its memory."""
+def plain(plain_flags: list[str], prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Plain:
+    """Its server is stopped again at once: only one more than the shared one runs at any time."""
     with Server(plain_flags, tmp_path_factory.mktemp("plain") / "log") as running:
-        yield running
+        return Plain(greedy(running, prompts, BATCH), logprobs(running, prompts))
+
+
+@pytest.fixture(scope="module")
+def plain_draws(plain_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[list[tuple[int, ...]]]:
+    """Sampled continuations without speculation, one list for each of SAMPLED."""
+    with Server(plain_flags, tmp_path_factory.mktemp("plain") / "log") as running:
+        return [draw(running, text, params)[0] for text, params in SAMPLED]
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +61,8 @@ def prompts(referee: Referee) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def reference(plain: Server, prompts: list[list[int]]) -> list[list[int]]:
-    """The greedy continuations without speculation."""
-    return greedy(plain, prompts, BATCH)
+def reference(plain: Plain) -> list[list[int]]:
+    return plain.continuations
 
 
 def greedy(server: Server, prompts: list[list[int]], batch: int) -> list[list[int]]:
@@ -132,7 +152,7 @@ def test_greedy_while_gamma_flips(
         assert_same(referee, prompts[:20], single, reference[:20])
         assert server.log.read_text().count("Adaptive spec params updated") > 20
 
-        lengths = [4 + 44 * (i % BATCH) // (BATCH - 1) for i in range(len(prompts))]
+        lengths = [4 + (NEW_TOKENS - 4) * (i % BATCH) // (BATCH - 1) for i in range(len(prompts))]
         ours: list[list[int]] = []
         for start in range(0, len(prompts), BATCH):
             body = {
@@ -146,17 +166,17 @@ def test_greedy_while_gamma_flips(
         assert_same(referee, prompts, ours, cut)
 
 
-def test_logprobs(server: Server, plain: Server, prompts: list[list[int]]) -> None:
+def logprobs(server: Server, prompts: list[list[int]]) -> list[dict[str, Any]]:
+    """Greedy answers to a few prompts, with logprobs of the prompt and of the answer."""
+    options = {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 3}
+    sampling = {"temperature": 0, "max_new_tokens": 24}
+    bodies = [{"input_ids": prompt, "sampling_params": sampling, **options} for prompt in prompts[:6]]
+    return [server.post("/generate", body)["meta_info"] for body in bodies]
+
+
+def test_logprobs(server: Server, plain: Plain, prompts: list[list[int]]) -> None:
     """The same text has the same logprobs, of the prompt and of every generated token, speculated or not."""
-    for prompt in prompts[:6]:
-        body = {
-            "input_ids": prompt,
-            "sampling_params": {"temperature": 0, "max_new_tokens": 24},
-            "return_logprob": True,
-            "logprob_start_len": 0,
-            "top_logprobs_num": 3,
-        }
-        with_it, without = (one.post("/generate", body)["meta_info"] for one in (server, plain))
+    for with_it, without in zip(logprobs(server, prompts), plain.logprobs, strict=True):
         for name in ("input_token_logprobs", "output_token_logprobs"):
             ours, theirs = with_it[name], without[name]
             assert [entry[1] for entry in ours] == [entry[1] for entry in theirs]
@@ -180,18 +200,11 @@ def draw(server: Server, text: str, params: dict[str, Any]) -> tuple[list[tuple[
     return [tuple(answer["output_ids"]) for answer in answers], accepted / proposed if proposed else 0.0
 
 
-@pytest.mark.parametrize(
-    "text, params",
-    [
-        ("My favourite animal is the", {"temperature": 1.0}),
-        ("Once upon a time there was a", {"temperature": 0.7, "top_p": 0.9}),
-    ],
-    ids=["temperature 1", "temperature 0.7 top-p 0.9"],
-)
-def test_sampled(server: Server, plain: Server, text: str, params: dict[str, Any]) -> None:
+@pytest.mark.parametrize("which", [0, 1], ids=["temperature 1", "temperature 0.7 top-p 0.9"])
+def test_sampled(server: Server, plain_draws: list[list[tuple[int, ...]]], which: int) -> None:
     """Next-token frequencies agree: alone at every position, and for pairs of neighbours."""
-    ours, accepted = draw(server, text, params)
-    theirs, _ = draw(plain, text, params)
+    ours, accepted = draw(server, *SAMPLED[which])
+    theirs = plain_draws[which]
     assert len(ours) == len(theirs) == DRAWS
     # Both branches of rejection sampling were taken often, or the comparison would say little.
     assert 0.05 < accepted < 0.95
