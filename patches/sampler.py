@@ -1,7 +1,8 @@
 """layers/sampler.py, SGLang 0.5.17: faster draws on a CPU (cpu/sampling.py), with the same distributions.
 
 ``torch.multinomial`` draws a random number for every token of the vocabulary, and the filters sort all of it: at batch
-32 and a vocabulary of 49,152 that takes longer than the model. Draws with a seed stay SGLang's.
+32 and a vocabulary of 49,152 that takes longer than the model. Draws with a seed stay SGLang's. Greedy batches take
+their argmax with our kernel (cpu/chain_verify.py).
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_nightjar.cpu import sampling
+from sglang_nightjar.cpu import chain_verify, sampling
 from sglang_nightjar.patches.seams import Seam
 
 CPU_ONLY = True
@@ -20,6 +21,19 @@ _MODULE = "sglang.srt.layers.sampler"
 _FILTERED = "top_k_top_p_min_p_sampling_from_probs_torch"
 
 SEAMS = (
+    Seam(
+        f"{_MODULE}:Sampler.forward",
+        ("logits_output", "sampling_info", "return_logprob", "top_logprobs_nums", "token_ids_logprobs", "positions"),
+        "hook",
+        "for a fast argmax",
+    ),
+    Seam(f"{_MODULE}:Sampler._preprocess_logits", ("logits", "sampling_info"), "call", "before the argmax"),
+    Seam(
+        f"{_MODULE}:Sampler._sync_token_ids_across_tp",
+        ("batch_next_token_ids", "sampling_info"),
+        "call",
+        "after the argmax",
+    ),
     Seam(
         f"{_MODULE}:sampling_from_probs_torch",
         ("probs", "sampling_seed", "positions"),
@@ -33,6 +47,23 @@ SEAMS = (
         "to filter without sorting the vocabulary",
     ),
 )
+
+
+def forward(
+    original: Callable[..., torch.Tensor],
+    sampler: Any,
+    logits_output: Any,
+    sampling_info: Any,
+    return_logprob: bool,
+    *arguments: Any,
+    **named: Any,
+) -> torch.Tensor:
+    """As Sampler.forward: the next token of each request, int64 ``[batch]``."""
+    if not sampling_info.is_all_greedy or return_logprob or any(sampling_info.return_sampling_masks or []):
+        return original(sampler, logits_output, sampling_info, return_logprob, *arguments, **named)
+    tokens = chain_verify.argmax(sampler._preprocess_logits(logits_output.next_token_logits, sampling_info))
+    sampler._sync_token_ids_across_tp(tokens, sampling_info)
+    return tokens
 
 
 def sample(
@@ -62,5 +93,6 @@ def sample_filtered(
 
 
 def apply() -> None:
+    HookRegistry.register(f"{_MODULE}.Sampler.forward", forward, HookType.AROUND)
     HookRegistry.register(f"{_MODULE}.sampling_from_probs_torch", sample, HookType.AROUND)
     HookRegistry.register(f"{_MODULE}.{_FILTERED}", sample_filtered, HookType.AROUND)

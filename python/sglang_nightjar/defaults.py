@@ -54,6 +54,8 @@ def _for_cpu(choice: EngineChoice, args: Any) -> dict[str, Any]:
         filled.update(speculative_num_steps=3, speculative_eagle_topk=1, speculative_num_draft_tokens=4)
     # There are no graphs on a CPU, but --speculative-adaptive tries to build them unless they are off.
     filled["disable_cuda_graph"] = True
+    # A CPU has no streams to overlap, and SGLang's overlapped loop counts each token one step late in penalties.
+    filled["disable_overlap_schedule"] = True
     return filled
 
 

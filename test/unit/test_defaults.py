@@ -22,6 +22,7 @@ UNSET = {
     "model_path": "/no/such/model",
     "speculative_adaptive": False,
     "disable_cuda_graph": False,
+    "disable_overlap_schedule": False,
     "sleep_on_idle": False,
 }
 
@@ -40,6 +41,7 @@ def test_portable_cpu() -> None:
         "max_total_tokens": defaults.CPU_MAX_KV_TOKENS,
         "mem_fraction_static": 0.9,
         "disable_cuda_graph": True,
+        "disable_overlap_schedule": True,
     }
 
 
@@ -59,7 +61,7 @@ def test_what_the_user_set_stays() -> None:
         "speculative_num_steps": 5,
         "sleep_on_idle": True,
     }
-    assert filled(PORTABLE, **given) == {"disable_cuda_graph": True}
+    assert filled(PORTABLE, **given) == {"disable_cuda_graph": True, "disable_overlap_schedule": True}
 
 
 def test_speculation_on_a_cpu_is_a_chain_unless_the_steps_are_given() -> None:

@@ -103,9 +103,17 @@ def verify_tree_greedy_cpu(
     every accepted position, the last of them the bonus token), ``accept_index`` ``[batch, n]`` (flat indices of
     accepted positions, -1 after them) and ``accept_token_num`` ``[batch]`` (accepted draft tokens, no bonus token).
     """
-    agrees = candidates[:, 1:] == target_predict[:, :-1]
-    accepted = torch.cumprod(agrees.to(torch.int32), dim=1).sum(dim=1)
+    accepted = leading_matches(candidates, target_predict)
     write_accepted_chain(predicts, accept_index, accept_token_num, target_predict, accepted)
+
+
+def leading_matches(candidates: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """How many drafts of each chain equal the target's token in front of them, up to the first that does not.
+
+    Both are ``[batch, n]``; ``candidates[:, 0]`` is the bonus token, not a draft. Returns int64 ``[batch]``.
+    """
+    agrees = candidates[:, 1:] == tokens[:, :-1]
+    return torch.cumprod(agrees.to(torch.int64), dim=1).sum(dim=1)
 
 
 def write_accepted_chain(predicts, accept_index, accept_token_num, tokens, accepted) -> None:

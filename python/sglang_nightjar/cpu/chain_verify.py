@@ -1,0 +1,89 @@
+"""Verification of draft chains on a CPU: what SGLang's ``eagle_sample`` does, without what it leaves out there.
+
+SGLang 0.5.17 (srt/speculative/eagle_utils.py) takes the argmax on a CPU whatever a request asks for, gives all rows of
+a chain the same penalties, counts only the last token of each step in them, and skips custom logit processors. Here
+every row sees the logits that the same token would see without speculation: penalties count the drafts in front of it,
+then grammar, bias and custom processors, in the order of ``ModelRunner.sample``.
+"""
+
+from typing import Any
+
+import torch
+
+from sglang_nightjar.cpu import chain_sampling, kernels
+from sglang_nightjar.cpu.penalty_states import PenaltyStates
+from sglang_nightjar.cpu.spec_ops import leading_matches, write_accepted_chain
+
+# Where a batch's penalizers are found during its forward pass (see patches/sampling_batch_info.py).
+PENALIZERS = "nightjar_penalizers"
+
+
+def penalizers_of(sampling_info: Any) -> Any:
+    """The batch's ``BatchedPenalizerOrchestrator``, or None."""
+    return getattr(sampling_info, PENALIZERS, None)
+
+
+def argmax(logits: torch.Tensor) -> torch.Tensor:
+    """Greedy tokens of float ``[rows, vocab]``: int64 ``[rows]``, the first of equal ones, as ``torch.argmax`` has it.
+
+    ``torch.argmax`` goes through a row element by element: 64 rows of 49,152 take as long as a tenth of the model.
+    """
+    if kernels.in_use() and logits.dtype == torch.float32 and logits.is_contiguous():
+        return torch.ops.nightjar.argmax(logits)
+    return torch.argmax(logits, dim=-1)
+
+
+def adjust_logits(
+    logits: torch.Tensor, candidates: torch.Tensor, sampling_info: Any, grammar_mask: Any
+) -> PenaltyStates | None:
+    """Apply everything that changes logits, in place.
+
+    ``logits`` is ``[batch * width, vocab]``, ``candidates`` ``[batch, width]``. Returns the penalties' states after
+    each candidate, or None if no request has penalties.
+    """
+    from sglang.srt.layers.sampler import apply_custom_logit_processor
+    from sglang.srt.utils.async_probe import sanitize_nan_logits
+
+    width = candidates.shape[1]
+    states = None
+    orchestrator = penalizers_of(sampling_info)
+    if orchestrator is not None and orchestrator.is_required:
+        states = PenaltyStates(orchestrator)
+        states.penalise_chain(logits, candidates)
+    if grammar_mask is not None:
+        grammar_mask.apply(logits)
+    if sampling_info.logit_bias is not None:
+        logits.add_(torch.repeat_interleave(sampling_info.logit_bias, width, dim=0))
+    if sampling_info.has_custom_logit_processor:
+        apply_custom_logit_processor(logits, sampling_info, width)
+    sanitize_nan_logits(logits, "verify: target model logits")
+    return states
+
+
+def verify_chain(
+    verify_input: Any, batch: Any, logits_output: Any, grammar_mask: Any = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Accept the longest prefix of each chain that agrees with the target's own tokens.
+
+    Arguments and results are those of SGLang's ``eagle_sample``: ``logits_output.next_token_logits``
+    ``[batch * width, vocab]`` is adjusted in place (logprobs are computed from it later). Returns int32 tensors: tokens
+    ``[batch * width]`` (0 where rejected), how many of them count, bonus token included, ``[batch]``, and their flat
+    indices ``[batch, width]`` (-1 where rejected).
+    """
+    logits, info = logits_output.next_token_logits, batch.sampling_info
+    size, width = len(batch.seq_lens), verify_input.draft_token_num
+    candidates = verify_input.draft_token.view(size, width).to(torch.int64)
+    states = adjust_logits(logits, candidates, info, grammar_mask)
+    if info.is_all_greedy:
+        tokens = argmax(logits)
+    else:
+        tokens = chain_sampling.draw_targets(logits, info, width, verify_input.positions)
+    tokens = tokens.view(size, width)
+    accepted = leading_matches(candidates, tokens)
+    if states is not None:
+        states.keep(accepted)
+    predicted = torch.empty(size * width, dtype=torch.int32)
+    accept_index = torch.empty(size, width, dtype=torch.int32)
+    count = torch.empty(size, dtype=torch.int32)
+    write_accepted_chain(predicted, accept_index, count, tokens, accepted)
+    return predicted, count + 1, accept_index
