@@ -7,9 +7,8 @@
 // request, so a row's result is the same bit by bit however the rows are batched or spread over threads.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include "attention_plan.h"
+#include "team.h"
 #include "tile.h"
 
 namespace nightjar {
@@ -273,16 +272,18 @@ inline void merge_chunks(const AttentionTensors<T, Cache>& t, const AttentionSha
   }
 }
 
+// `partials` has room for plan.partial_floats.
 template <typename T, typename Cache>
-inline void attention(const AttentionPlan& plan, const AttentionShape& shape, const AttentionTensors<T, Cache>& t) {
-  std::vector<float> partials(plan.partial_floats);
-  at::parallel_for(0, plan.tasks.size(), 1, [&](int64_t begin, int64_t end) {
+inline void attention(Team::Member& team, const AttentionPlan& plan, const AttentionShape& shape,
+                      const AttentionTensors<T, Cache>& t, float* partials) {
+  team.run(plan.tasks.size(), [&](int64_t i) {
     thread_local AttentionScratch s;
-    for (int64_t i = begin; i < end; ++i) run_task(t, shape, plan, plan.tasks[i], s, partials.data());
+    run_task(t, shape, plan, plan.tasks[i], s, partials);
   });
-  at::parallel_for(0, plan.shared.size(), 4, [&](int64_t begin, int64_t end) {
+  if (plan.shared.empty()) return;
+  team.run_ranges(plan.shared.size(), 4, [&](int64_t begin, int64_t end) {
     thread_local AttentionScratch s;
-    for (int64_t i = begin; i < end; ++i) merge_chunks(t, shape, plan.requests[plan.shared[i]], s, partials.data());
+    for (int64_t i = begin; i < end; ++i) merge_chunks(t, shape, plan.requests[plan.shared[i]], s, partials);
   });
 }
 

@@ -11,12 +11,16 @@ namespace {
 
 using at::Tensor;
 using nightjar::Store;
+using nightjar::Team;
 using TensorList = std::vector<Tensor>;
 using OptionalTensor = std::optional<Tensor>;
 
 void check_rows(const Tensor& t, const char* name) {
   TORCH_CHECK(t.dim() >= 1 && t.is_contiguous() && t.scalar_type() == at::kFloat, name, " must be contiguous float32");
 }
+
+// True if a row-wise operation on `t` is worth more than one thread.
+bool worth_it(const Tensor& t) { return t.numel() > nightjar::kParallelElements; }
 
 const int64_t* int64_data(const Tensor& t, const char* name) {
   TORCH_CHECK(t.scalar_type() == at::kLong && t.is_contiguous(), name, " must be contiguous int64");
@@ -40,7 +44,9 @@ Tensor pack_linear_weight(const Tensor& weight) {
   const int64_t out = weight.size(0), in = weight.size(1);
   const nightjar::PackedWeight shape{nullptr, out, in};
   Tensor packed = huge_page_buffer(shape.panels() * in * nightjar::kPanelColumns);
-  nightjar::pack_weight(weight.data_ptr<float>(), out, in, packed.data_ptr<float>());
+  Team::parallel(1, true, [&](Team::Member& team) {
+    nightjar::pack_weight(team, weight.data_ptr<float>(), out, in, packed.data_ptr<float>());
+  });
   return packed.view({shape.panels(), in, nightjar::kPanelColumns});
 }
 
@@ -60,8 +66,12 @@ Tensor packed_linear(const Tensor& x, const Tensor& packed, int64_t out, const O
   auto sizes = x.sizes().vec();
   sizes.back() = out;
   Tensor y = at::empty(sizes, x.options());
-  nightjar::linear<Store::kOverwrite>(x.data_ptr<float>(), weight.in, x.numel() / weight.in, weight,
-                                      bias ? bias->data_ptr<float>() : nullptr, y.data_ptr<float>(), out);
+  const int64_t rows = x.numel() / weight.in;
+  if (rows == 0) return y;
+  Team::parallel(1, true, [&](Team::Member& team) {
+    nightjar::linear<Store::kOverwrite>(team, x.data_ptr<float>(), weight.in, rows, weight,
+                                        bias ? bias->data_ptr<float>() : nullptr, y.data_ptr<float>(), out);
+  });
   return y;
 }
 
@@ -71,8 +81,10 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   TORCH_CHECK(x.dim() == 2 && x.size(1) == width && x.stride(1) == 1 && x.scalar_type() == at::kFloat,
               "x must be float32 [rows, ", width, "]");
   Tensor out = at::empty({x.size(0), width}, x.options());
-  nightjar::rms_norm(x.data_ptr<float>(), x.stride(0), weight.data_ptr<float>(), out.data_ptr<float>(), width,
-                     x.size(0), width, static_cast<float>(eps));
+  Team::parallel(1, worth_it(x), [&](Team::Member& team) {
+    nightjar::rms_norm(team, x.data_ptr<float>(), x.stride(0), weight.data_ptr<float>(), out.data_ptr<float>(), width,
+                       x.size(0), width, static_cast<float>(eps));
+  });
   return out;
 }
 
@@ -82,8 +94,10 @@ void add_rms_norm_(Tensor& x, Tensor& residual, const Tensor& weight, double eps
   check_rows(weight, "weight");
   const int64_t width = weight.numel();
   TORCH_CHECK(x.sizes() == residual.sizes() && x.size(-1) == width, "x, residual and weight differ in shape");
-  nightjar::add_rms_norm(x.data_ptr<float>(), residual.data_ptr<float>(), weight.data_ptr<float>(),
-                         x.data_ptr<float>(), x.numel() / width, width, static_cast<float>(eps));
+  Team::parallel(1, worth_it(x), [&](Team::Member& team) {
+    nightjar::add_rms_norm(team, x.data_ptr<float>(), residual.data_ptr<float>(), weight.data_ptr<float>(),
+                           x.data_ptr<float>(), x.numel() / width, width, static_cast<float>(eps));
+  });
 }
 
 Tensor silu_and_mul(const Tensor& x) {
@@ -92,8 +106,10 @@ Tensor silu_and_mul(const Tensor& x) {
   const int64_t width = sizes.back() / 2;
   sizes.back() = width;
   Tensor out = at::empty(sizes, x.options());
-  if (x.numel() > 0)
-    nightjar::silu_and_mul(x.data_ptr<float>(), out.data_ptr<float>(), x.numel() / (2 * width), width);
+  if (x.numel() == 0) return out;
+  Team::parallel(1, worth_it(x), [&](Team::Member& team) {
+    nightjar::silu_and_mul(team, x.data_ptr<float>(), out.data_ptr<float>(), x.numel() / (2 * width), width);
+  });
   return out;
 }
 
@@ -109,11 +125,13 @@ void rotary_embedding_(const Tensor& positions, Tensor& q, Tensor& k, const Tens
                 "q and k must be float32 [rows, heads * head_dim]");
     float* data = t->data_ptr<float>();
     const int64_t stride = t->stride(0), heads = t->size(1) / head_dim;
-    at::parallel_for(0, rows, nightjar::rows_per_task(t->size(1)), [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r)
-        for (int64_t h = 0; h < heads; ++h)
-          nightjar::rotate_head(data + r * stride + h * head_dim, cos_sin.data_ptr<float>() + position[r] * rotary,
-                                rotary, neox);
+    Team::parallel(1, worth_it(*t), [&](Team::Member& team) {
+      team.run_ranges(rows, nightjar::rows_per_task(t->size(1)), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r)
+          for (int64_t h = 0; h < heads; ++h)
+            nightjar::rotate_head(data + r * stride + h * head_dim, cos_sin.data_ptr<float>() + position[r] * rotary,
+                                  rotary, neox);
+      });
     });
   }
 }
@@ -122,7 +140,9 @@ Tensor argmax(const Tensor& x) {
   check_rows(x, "x");
   TORCH_CHECK(x.dim() == 2, "x must be [rows, columns]");
   Tensor out = at::empty({x.size(0)}, x.options().dtype(at::kLong));
-  nightjar::argmax(x.data_ptr<float>(), out.data_ptr<int64_t>(), x.size(0), x.size(1));
+  Team::parallel(1, worth_it(x), [&](Team::Member& team) {
+    nightjar::argmax(team, x.data_ptr<float>(), out.data_ptr<int64_t>(), x.size(0), x.size(1));
+  });
   return out;
 }
 
@@ -158,7 +178,9 @@ void run_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache
                                                      v_cache.stride(0),
                                                      static_cast<T*>(out.data_ptr()),
                                                      out.stride(0)};
-  nightjar::attention(plan, shape, tensors);
+  const auto partials = std::make_unique_for_overwrite<float[]>(plan.partial_floats);
+  Team::parallel(2, true,
+                 [&](Team::Member& team) { nightjar::attention(team, plan, shape, tensors, partials.get()); });
 }
 
 // q, out: [rows, heads, dim]; caches: [slots, kv_heads, dim]; each pair float32 or bfloat16. See attention.h.

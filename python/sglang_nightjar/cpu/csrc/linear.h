@@ -1,10 +1,9 @@
 // Y = X W^T with weights packed once into panels that a tile reads from front to back.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <vector>
 
+#include "team.h"
 #include "tile.h"
 
 namespace nightjar {
@@ -18,15 +17,12 @@ struct PackedWeight {
   int64_t panels() const { return (out + kPanelColumns - 1) / kPanelColumns; }
 };
 
-inline void pack_weight(const float* weight, int64_t out, int64_t in, float* packed) {
-  const int64_t panels = (out + kPanelColumns - 1) / kPanelColumns;
-  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      float* panel = packed + p * in * kPanelColumns;
-      for (int64_t j = 0; j < kPanelColumns; ++j) {
-        const int64_t row = p * kPanelColumns + j;
-        for (int64_t k = 0; k < in; ++k) panel[k * kPanelColumns + j] = row < out ? weight[row * in + k] : 0.0f;
-      }
+inline void pack_weight(Team::Member& team, const float* weight, int64_t out, int64_t in, float* packed) {
+  team.run((out + kPanelColumns - 1) / kPanelColumns, [&](int64_t p) {
+    float* panel = packed + p * in * kPanelColumns;
+    for (int64_t j = 0; j < kPanelColumns; ++j) {
+      const int64_t row = p * kPanelColumns + j;
+      for (int64_t k = 0; k < in; ++k) panel[k * kPanelColumns + j] = row < out ? weight[row * in + k] : 0.0f;
     }
   });
 }
@@ -39,10 +35,13 @@ constexpr int64_t kDepthBlock = 2048;
 // How far ahead weights are fetched when every row of a panel is used only once, in bytes: 8 rows.
 constexpr int64_t kStreamAhead = 1024;
 
-// One panel's columns of `rows` rows: y[m][0 .. kPanelColumns).
+// Claims per thread and layer: enough that a late thread costs little, few enough that panels come in runs.
+constexpr int64_t kClaims = 4;
+
+// One panel's columns of `rows` rows: y[m][0 .. kPanelColumns). `next_is_ours`: this thread does the next panel, too.
 template <Store kStore>
 inline void linear_panel(const float* x, int64_t ldx, int64_t rows, const float* panel, int64_t depth, float* y,
-                         int64_t ldy) {
+                         int64_t ldy, bool next_is_ours) {
   constexpr int64_t kHeight = tile_height<kPanelVecs>;
   const int64_t tiles = (rows + kHeight - 1) / kHeight;
   for (int64_t k = 0; k < depth; k += kDepthBlock) {
@@ -60,44 +59,56 @@ inline void linear_panel(const float* x, int64_t ldx, int64_t rows, const float*
     };
     run(0, PanelRows<1>{b, kStreamAhead});
     // The second tile finds the block in the cache, so it has time to fetch the next one: memory and arithmetic overlap.
-    if (tiles > 1) run(1, PanelRows<2>{b, block * kPanelColumns * 4});
-    for (int64_t t = 2; t < tiles; ++t) run(t, PanelRows<0>{b, 0});
+    const bool fetch = next_is_ours || k + block < depth;
+    for (int64_t t = 1; t < tiles; ++t) {
+      if (t == 1 && fetch) {
+        run(t, PanelRows<2>{b, block * kPanelColumns * 4});
+      } else {
+        run(t, PanelRows<0>{b, 0});
+      }
+    }
   }
 }
 
-// y[rows][out] (kAdd: +)= x[rows][in] W^T (+ bias). Parallel over panels, and over blocks of rows if there are many.
+// One panel with what it needs at the edge of y: the last panel may be wider than y.
 template <Store kStore>
-inline void linear(const float* x, int64_t ldx, int64_t rows, const PackedWeight& w, const float* bias, float* y,
-                   int64_t ldy) {
-  if (rows == 0) return;
+inline void linear_block(const float* x, int64_t ldx, int64_t rows, const PackedWeight& w, int64_t p, const float* bias,
+                         float* y, int64_t ldy, bool next_is_ours) {
+  const int64_t column = p * kPanelColumns;
+  const int64_t width = std::min<int64_t>(kPanelColumns, w.out - column);
+  const float* panel = w.data + p * w.in * kPanelColumns;
+  float* out = y + column;
+  if (width == kPanelColumns) {
+    linear_panel<kStore>(x, ldx, rows, panel, w.in, out, ldy, next_is_ours);
+  } else {
+    std::vector<float> edge(rows * kPanelColumns);
+    linear_panel<Store::kOverwrite>(x, ldx, rows, panel, w.in, edge.data(), kPanelColumns, next_is_ours);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < width; ++j) {
+        const float value = edge[r * kPanelColumns + j];
+        out[r * ldy + j] = kStore == Store::kAdd ? out[r * ldy + j] + value : value;
+      }
+  }
+  if (bias != nullptr)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < width; ++j) out[r * ldy + j] += bias[column + j];
+}
+
+// y[rows][out] (kAdd: +)= x[rows][in] W^T (+ bias). Runs of panels are shared out, and blocks of rows if there are many.
+template <Store kStore>
+inline void linear(Team::Member& team, const float* x, int64_t ldx, int64_t rows, const PackedWeight& w,
+                   const float* bias, float* y, int64_t ldy) {
   const int64_t panels = w.panels();
   const int64_t most = std::max<int64_t>(tile_height<kPanelVecs>, kRowBlockBytes / 4 / w.in);
   const int64_t blocks = (rows + most - 1) / most;
-  at::parallel_for(0, blocks * panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t block = i / panels, p = i % panels;
-      const int64_t m = rows * block / blocks;
-      const int64_t height = rows * (block + 1) / blocks - m;
-      const int64_t column = p * kPanelColumns;
-      const int64_t width = std::min<int64_t>(kPanelColumns, w.out - column);
-      const float* panel = w.data + p * w.in * kPanelColumns;
-      float* out = y + m * ldy + column;
-      if (width == kPanelColumns) {
-        linear_panel<kStore>(x + m * ldx, ldx, height, panel, w.in, out, ldy);
-      } else {
-        // The last panel is wider than y: compute beside it and copy what exists.
-        std::vector<float> edge(height * kPanelColumns);
-        linear_panel<Store::kOverwrite>(x + m * ldx, ldx, height, panel, w.in, edge.data(), kPanelColumns);
-        for (int64_t r = 0; r < height; ++r)
-          for (int64_t j = 0; j < width; ++j) {
-            const float value = edge[r * kPanelColumns + j];
-            out[r * ldy + j] = kStore == Store::kAdd ? out[r * ldy + j] + value : value;
-          }
-      }
-      if (bias != nullptr)
-        for (int64_t r = 0; r < height; ++r)
-          for (int64_t j = 0; j < width; ++j) out[r * ldy + j] += bias[column + j];
-    }
+  const int64_t run = std::max<int64_t>(1, panels / (kClaims * team.threads()));
+  const int64_t runs = (panels + run - 1) / run;
+  team.run(blocks * runs, [&](int64_t i) {
+    const int64_t block = i / runs;
+    const int64_t m = rows * block / blocks, height = rows * (block + 1) / blocks - m;
+    const int64_t begin = i % runs * run, end = std::min(panels, begin + run);
+    for (int64_t p = begin; p < end; ++p)
+      linear_block<kStore>(x + m * ldx, ldx, height, w, p, bias, y + m * ldy, ldy, p + 1 < end);
   });
 }
 

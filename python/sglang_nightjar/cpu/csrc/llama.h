@@ -1,6 +1,7 @@
 // A stack of Llama decoder layers as one call: no Python and no tensor bookkeeping between the layers.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "attention.h"
@@ -55,10 +56,10 @@ inline void store_row(const float* row, int64_t width, Cache* out) {
 
 // Rotates queries and keys in place and puts keys and values into the cache.
 template <typename Cache>
-inline void rotate_and_store(const LlamaStack& s, const LlamaLayer& layer, const LlamaBatch& batch, float* qkv,
+inline void rotate_and_store(Team::Member& team, const LlamaStack& s, const LlamaLayer& layer, const LlamaBatch& batch, float* qkv,
                              int64_t width) {
   const int64_t heads = s.attention.heads, kv_heads = s.attention.kv_heads, dim = s.attention.dim;
-  at::parallel_for(0, batch.rows, rows_per_task(width), [&](int64_t begin, int64_t end) {
+  team.run_ranges(batch.rows, rows_per_task(width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       float* row = qkv + r * width;
       const float* angles = s.cos_sin + batch.positions[r] * s.rotary;
@@ -73,53 +74,63 @@ inline void rotate_and_store(const LlamaStack& s, const LlamaLayer& layer, const
 
 // From qkv [rows][qkv_width] to attended [rows][heads * dim]; new keys and values enter the cache on the way.
 template <typename Cache>
-inline void attend(const LlamaStack& s, const LlamaLayer& layer, const LlamaBatch& batch, float* qkv, int64_t qkv_width,
-                   float* attended) {
-  rotate_and_store<Cache>(s, layer, batch, qkv, qkv_width);
+inline void attend(Team::Member& team, const LlamaStack& s, const LlamaLayer& layer, const LlamaBatch& batch, float* qkv,
+                   int64_t qkv_width, float* attended, float* partials) {
+  rotate_and_store<Cache>(team, s, layer, batch, qkv, qkv_width);
   const AttentionTensors<float, Cache> tensors{
       qkv,           qkv_width,     static_cast<Cache*>(layer.k_cache), static_cast<Cache*>(layer.v_cache),
       s.slot_stride, s.slot_stride, attended,                           s.attention.heads * s.attention.dim};
-  attention(*batch.plan, s.attention, tensors);
+  attention(team, *batch.plan, s.attention, tensors, partials);
 }
 
 }  // namespace detail
+
+// Calls of Team::Member::run() per layer, or more.
+constexpr size_t kPhasesPerLayer = 12;
 
 // residual [rows][hidden]: the layers' input on entry, the sum of it and of all layers' outputs on return.
 inline void llama_forward(const LlamaStack& s, const LlamaBatch& batch, float* residual) {
   const int64_t rows = batch.rows, hidden = s.hidden, dim = s.attention.dim;
   const int64_t q_width = s.attention.heads * dim;
   const int64_t qkv_width = q_width + 2 * s.attention.kv_heads * dim;
-  std::vector<float> normed(rows * hidden), qkv(rows * qkv_width), attended(rows * q_width);
-  std::vector<float> gate_up(rows * 2 * s.intermediate), activated(rows * s.intermediate);
-  size_t captured = 0;
-  for (size_t i = 0; i < s.layers.size(); ++i) {
-    const LlamaLayer& layer = s.layers[i];
-    if (captured < batch.capture.size() && batch.capture[captured] == static_cast<int64_t>(i)) {
-      const int64_t width = batch.capture.size() * hidden;
-      for (int64_t r = 0; r < rows; ++r)
-        std::copy_n(residual + r * hidden, hidden, batch.captured + r * width + captured * hidden);
-      ++captured;
+  const auto floats = [](int64_t count) { return std::make_unique_for_overwrite<float[]>(count); };
+  const auto normed = floats(rows * hidden), qkv = floats(rows * qkv_width), attended = floats(rows * q_width);
+  const auto gate_up = floats(rows * 2 * s.intermediate), activated = floats(rows * s.intermediate);
+  const auto partials = floats(batch.plan->partial_floats);
+  Team::parallel(s.layers.size() * kPhasesPerLayer, true, [&](Team::Member& team) {
+    size_t captured = 0;
+    for (size_t i = 0; i < s.layers.size(); ++i) {
+      const LlamaLayer& layer = s.layers[i];
+      if (captured < batch.capture.size() && batch.capture[captured] == static_cast<int64_t>(i)) {
+        const int64_t width = batch.capture.size() * hidden;
+        team.run_ranges(rows, rows_per_task(hidden), [&](int64_t begin, int64_t end) {
+          for (int64_t r = begin; r < end; ++r)
+            std::copy_n(residual + r * hidden, hidden, batch.captured + r * width + captured * hidden);
+        });
+        ++captured;
+      }
+      const float* input = normed.get();
+      int64_t input_width = hidden;
+      if (i == 0 && batch.first_input != nullptr) {
+        input = batch.first_input;
+        input_width = layer.qkv.in;
+      } else {
+        rms_norm(team, residual, hidden, layer.input_norm, normed.get(), hidden, rows, hidden, s.eps);
+      }
+      linear<Store::kOverwrite>(team, input, input_width, rows, layer.qkv, nullptr, qkv.get(), qkv_width);
+      if (s.bfloat16_cache) {
+        detail::attend<BFloat16>(team, s, layer, batch, qkv.get(), qkv_width, attended.get(), partials.get());
+      } else {
+        detail::attend<float>(team, s, layer, batch, qkv.get(), qkv_width, attended.get(), partials.get());
+      }
+      linear<Store::kAdd>(team, attended.get(), q_width, rows, layer.o, nullptr, residual, hidden);
+      rms_norm(team, residual, hidden, layer.post_norm, normed.get(), hidden, rows, hidden, s.eps);
+      linear<Store::kOverwrite>(team, normed.get(), hidden, rows, layer.gate_up, nullptr, gate_up.get(),
+                                2 * s.intermediate);
+      silu_and_mul(team, gate_up.get(), activated.get(), rows, s.intermediate);
+      linear<Store::kAdd>(team, activated.get(), s.intermediate, rows, layer.down, nullptr, residual, hidden);
     }
-    const float* input = normed.data();
-    int64_t input_width = hidden;
-    if (i == 0 && batch.first_input != nullptr) {
-      input = batch.first_input;
-      input_width = layer.qkv.in;
-    } else {
-      rms_norm(residual, hidden, layer.input_norm, normed.data(), hidden, rows, hidden, s.eps);
-    }
-    linear<Store::kOverwrite>(input, input_width, rows, layer.qkv, nullptr, qkv.data(), qkv_width);
-    if (s.bfloat16_cache) {
-      detail::attend<BFloat16>(s, layer, batch, qkv.data(), qkv_width, attended.data());
-    } else {
-      detail::attend<float>(s, layer, batch, qkv.data(), qkv_width, attended.data());
-    }
-    linear<Store::kAdd>(attended.data(), q_width, rows, layer.o, nullptr, residual, hidden);
-    rms_norm(residual, hidden, layer.post_norm, normed.data(), hidden, rows, hidden, s.eps);
-    linear<Store::kOverwrite>(normed.data(), hidden, rows, layer.gate_up, nullptr, gate_up.data(), 2 * s.intermediate);
-    silu_and_mul(gate_up.data(), activated.data(), rows, s.intermediate);
-    linear<Store::kAdd>(activated.data(), s.intermediate, rows, layer.down, nullptr, residual, hidden);
-  }
+  });
 }
 
 }  // namespace nightjar

@@ -1,14 +1,13 @@
 // Row-wise operations between the matrix products: norms, rotary embedding, activation, argmax.
 #pragma once
 
-#include <ATen/Parallel.h>
-
+#include "team.h"
 #include "vec.h"
 
 namespace nightjar {
 
-// Elements below which waking the other threads costs more than it saves.
-constexpr int64_t kParallelElements = 32768;
+// Elements that are worth a claim; fewer are not worth another thread.
+constexpr int64_t kParallelElements = 16384;
 
 inline int64_t rows_per_task(int64_t width) { return std::max<int64_t>(1, kParallelElements / std::max<int64_t>(1, width)); }
 
@@ -27,17 +26,17 @@ inline void rms_norm_row(const float* x, const float* weight, float* out, int64_
   for (; i < width; ++i) out[i] = x[i] * scale * weight[i];
 }
 
-inline void rms_norm(const float* x, int64_t ldx, const float* weight, float* out, int64_t ldo, int64_t rows,
+inline void rms_norm(Team::Member& team, const float* x, int64_t ldx, const float* weight, float* out, int64_t ldo, int64_t rows,
                      int64_t width, float eps) {
-  at::parallel_for(0, rows, rows_per_task(width), [&](int64_t begin, int64_t end) {
+  team.run_ranges(rows, rows_per_task(width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) rms_norm_row(x + r * ldx, weight, out + r * ldo, width, eps);
   });
 }
 
 // residual += x, then out = rms_norm(residual). `out` may be `x`.
-inline void add_rms_norm(const float* x, float* residual, const float* weight, float* out, int64_t rows, int64_t width,
+inline void add_rms_norm(Team::Member& team, const float* x, float* residual, const float* weight, float* out, int64_t rows, int64_t width,
                          float eps) {
-  at::parallel_for(0, rows, rows_per_task(width), [&](int64_t begin, int64_t end) {
+  team.run_ranges(rows, rows_per_task(width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       float* sums = residual + r * width;
       for (int64_t i = 0; i < width; ++i) sums[i] += x[r * width + i];
@@ -69,8 +68,8 @@ inline void rotate_head(float* head, const float* cos_sin, int64_t rotary, bool 
 }
 
 // out[r][i] = silu(x[r][i]) * x[r][width + i]; x is [rows][2 * width].
-inline void silu_and_mul(const float* x, float* out, int64_t rows, int64_t width) {
-  at::parallel_for(0, rows, rows_per_task(4 * width), [&](int64_t begin, int64_t end) {
+inline void silu_and_mul(Team::Member& team, const float* x, float* out, int64_t rows, int64_t width) {
+  team.run_ranges(rows, rows_per_task(4 * width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const float *gate = x + r * 2 * width, *up = gate + width;
       float* y = out + r * width;
@@ -106,8 +105,8 @@ inline int64_t argmax_row(const float* x, int64_t width) {
   return 0;
 }
 
-inline void argmax(const float* x, int64_t* out, int64_t rows, int64_t width) {
-  at::parallel_for(0, rows, rows_per_task(width), [&](int64_t begin, int64_t end) {
+inline void argmax(Team::Member& team, const float* x, int64_t* out, int64_t rows, int64_t width) {
+  team.run_ranges(rows, rows_per_task(width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) out[r] = argmax_row(x + r * width, width);
   });
 }
