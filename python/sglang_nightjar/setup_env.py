@@ -30,7 +30,7 @@ ANY_TORCH = "torch==2.13.0"
 
 # Disk that the set-up needs in GB: the environment plus pip's temporary files, with some room (measured: see
 # docs/compatibility.md), and the converted demo model in the user's cache.
-NEEDED_GB = {"cpu": 4.5, "cuda": 16.0}
+NEEDED_GB = {"cpu": 4.5, "cpu with the usual torch": 12.0, "cuda": 16.0}
 MODEL_GB = 1.2
 
 
@@ -151,12 +151,13 @@ def check_compiler() -> None:
         )
 
 
-def check_disk(engine: str) -> None:
+def check_disk(what: str) -> None:
+    """``what`` is a key of NEEDED_GB."""
     # As sglang_nightjar/cache.py decides; it can't be imported yet.
     own = os.environ.get("NIGHTJAR_CACHE")
     cache = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     needs: dict[int, tuple[Path, float]] = {}
-    for folder, gigabytes in ((ROOT, NEEDED_GB[engine]), (cache, MODEL_GB)):
+    for folder, gigabytes in ((ROOT, NEEDED_GB[what]), (cache, MODEL_GB)):
         while not folder.exists():
             folder = folder.parent
         device = folder.stat().st_dev
@@ -194,6 +195,9 @@ def pip_install(arguments: list[str]) -> None:
         split = arguments.index("or")
         attempts = [arguments[:split], arguments[split + 1 :]]
     for attempt in attempts:
+        if ANY_TORCH in attempt:
+            say("pip finds no CPU build of torch, so the usual one is installed, with its CUDA packages")
+            check_disk("cpu with the usual torch")
         if run_pip(attempt):
             return
     tail = "\n".join(LOG.read_text(errors="replace").splitlines()[-15:])
