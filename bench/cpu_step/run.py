@@ -13,17 +13,20 @@ from typing import Any
 
 import sglang_nightjar  # noqa: F401  (before sglang)
 from bench.cpu_step import probe
+from bench.cpu_step.floor import WARM_UP_PASSES
 from bench.provenance import provenance
 
 SEED = 0
-# Steps at the start of a request that are left out: caches and the allocator settle.
-WARM_UP_STEPS = 4
+# Steps at the start of a request that are left out, as many as passes of the floor.
+WARM_UP_STEPS = WARM_UP_PASSES
 
 
 class Bench:
     """One engine, with or without speculation, and what to ask of it."""
 
-    def __init__(self, model: str, draft: str | None, gamma: int, context: int, vocabulary: int):
+    def __init__(
+        self, model: str, draft: str | None, gamma: int, context: int, vocabulary: int, kv_cache_dtype: str = "auto"
+    ):
         from sglang.srt.entrypoints.engine import Engine
 
         class ProbedEngine(Engine):
@@ -40,16 +43,16 @@ class Bench:
             }
         self.engine = ProbedEngine(
             model_path=model,
-            max_total_tokens=32 * (context + 128),
-            disable_radix_cache=True,
+            # Both modes in SGLang's synchronous loop, which is the one that the probe times.
             disable_overlap_schedule=True,
             random_seed=SEED,
+            kv_cache_dtype=kv_cache_dtype,
             log_level="error",
             **speculation,
         )
         self.gamma, self.context, self.vocabulary = gamma, context, vocabulary
         self.folder = Path(tempfile.mkdtemp())
-        self.random = random.Random(SEED)
+        self.prompts: dict[int, list[list[int]]] = {}
 
     def floor(self, rows: int, passes: int) -> list[float]:
         path = self.folder / "floor.json"
@@ -57,15 +60,22 @@ class Bench:
         return json.loads(path.read_text())
 
     def steps(self, batch: int, count: int) -> list[dict[str, Any]]:
-        """Decode iterations of ``batch`` requests around ``context`` tokens of context."""
+        """Decode iterations of ``batch`` requests around ``context`` tokens of context.
+
+        The prompts are the same in every round, so that all but the first take them from the radix cache.
+        """
         path = self.folder / "iterations.jsonl"
         self.engine.collective_rpc("write_iterations", path=str(path))
         # The steps measured are centred on the context asked for.
         length = self.context - (count // 2 + WARM_UP_STEPS)
-        prompts = [[self.random.randrange(100, self.vocabulary) for _ in range(length)] for _ in range(batch)]
-        tokens = (count + WARM_UP_STEPS + 4) * (1 if self.gamma == 0 else 2)
-        sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
-        self.engine.generate(input_ids=prompts, sampling_params=sampling)
+        if batch not in self.prompts:
+            source = random.Random(SEED + batch)
+            self.prompts[batch] = [
+                [source.randrange(100, self.vocabulary) for _ in range(length)] for _ in range(batch)
+            ]
+        new_tokens = (count + WARM_UP_STEPS + 4) * (1 if self.gamma == 0 else 2)
+        sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
+        self.engine.generate(input_ids=self.prompts[batch], sampling_params=sampling)
         self.engine.collective_rpc("write_iterations", path=str(path))
         iterations = [json.loads(line) for line in path.read_text().splitlines()]
         full = [i for i in iterations if i["mode"] == "DECODE" and i["batch"] == batch]
@@ -78,7 +88,7 @@ def measure(bench: Bench, batch: int, rounds: int, steps: int) -> dict[str, Any]
     floors: list[float] = []
     iterations: list[dict[str, Any]] = []
     for _ in range(rounds):
-        floors += bench.floor(rows, passes=max(3, steps // 4))
+        floors += bench.floor(rows, passes=steps)
         iterations += bench.steps(batch, steps)
 
     def middle(value: Any) -> float:
@@ -97,6 +107,15 @@ def measure(bench: Bench, batch: int, rounds: int, steps: int) -> dict[str, Any]
     return row
 
 
+def save(path: Path, rows: list[dict[str, Any]], origin: dict[str, Any]) -> None:
+    """Write ``rows`` with where they come from; rows of other steps that the file has already stay."""
+    known = json.loads(path.read_text()) if path.exists() else []
+    new = {(row["gamma"], row["batch"]): {**row, "provenance": origin} for row in rows}
+    kept = [row for row in known if (row["gamma"], row["batch"]) not in new]
+    ordered = sorted([*kept, *new.values()], key=lambda row: (row["gamma"], row["batch"]))
+    path.write_text(json.dumps(ordered, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
@@ -107,6 +126,7 @@ def main() -> None:
     parser.add_argument("--gamma", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     vocabulary = json.loads((Path(arguments.model) / "config.json").read_text())["vocab_size"]
@@ -114,14 +134,14 @@ def main() -> None:
     for gamma, batches in ((0, arguments.decode_batches), (arguments.gamma, arguments.verify_batches)):
         if not batches:
             continue
-        bench = Bench(arguments.model, arguments.draft, gamma, arguments.context, vocabulary)
+        bench = Bench(arguments.model, arguments.draft, gamma, arguments.context, vocabulary, arguments.kv_cache_dtype)
         for batch in batches:
             rows.append(measure(bench, batch, arguments.rounds, arguments.steps))
             print(json.dumps(rows[-1]), flush=True)
         bench.engine.shutdown()
     if arguments.output:
-        result = {"rows": rows, "provenance": provenance(seed=SEED, context=arguments.context)}
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+        origin = provenance(seed=SEED, context=arguments.context, kv_cache_dtype=arguments.kv_cache_dtype)
+        save(arguments.output, rows, origin)
 
 
 if __name__ == "__main__":
