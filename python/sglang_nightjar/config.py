@@ -1,13 +1,26 @@
-"""Nightjar's own command line flags: every one does something, any other ``--nightjar-*`` is refused by name."""
+"""Nightjar's own command line flags: every one does something, any other ``--nightjar-*`` is refused by name.
+
+Each flag has an environment variable that says the same, for programs that have no command line of ours
+(``sglang.Engine``, ``sglang.Runtime``); a flag wins over its variable.
+"""
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from sglang_nightjar.errors import ConfigError
 
 PREFIX = "--nightjar-"
 STRICT_ENV = "NIGHTJAR_STRICT"
+CONFIG_ENV = "NIGHTJAR_CONFIG"
+POLICY_ENV = "NIGHTJAR_POLICY"
+POLICY_ENDPOINT_ENV = "NIGHTJAR_POLICY_ENDPOINT"
+# Set by us, never by the user: where the schedulers find the policy process. Not set: nothing steers them.
+ENDPOINT_ENV = "NIGHTJAR_ENDPOINT"
+
+OFF = "off"
 
 
 @dataclass(frozen=True)
@@ -16,13 +29,41 @@ class Options:
 
     Attributes:
         strict: refuse to start if this SGLang is not the one that Nightjar was made for.
+        config: absolute path of the YAML config; None: the defaults.
+        policy: name of a policy, or absolute path of a file with one; None: the config's, or the default.
+        policy_endpoint: ZMQ endpoint of a policy process that already runs; None: start one of our own.
     """
 
     strict: bool = False
+    config: str | None = None
+    policy: str | None = None
+    policy_endpoint: str | None = None
 
     def export(self) -> None:
         """Hand the options to the processes that SGLang starts; they inherit the environment and nothing else."""
         os.environ[STRICT_ENV] = "1" if self.strict else "0"
+        for name, value in (
+            (CONFIG_ENV, self.config),
+            (POLICY_ENV, self.policy),
+            (POLICY_ENDPOINT_ENV, self.policy_endpoint),
+        ):
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Options:
+    """The options that the environment variables set. Raises ConfigError for what can't work."""
+    return _checked(
+        Options(
+            strict=environment.get(STRICT_ENV) == "1",
+            config=environment.get(CONFIG_ENV) or None,
+            policy=environment.get(POLICY_ENV) or None,
+            policy_endpoint=environment.get(POLICY_ENDPOINT_ENV) or None,
+        ),
+        {"config": CONFIG_ENV, "policy": POLICY_ENV, "policy_endpoint": POLICY_ENDPOINT_ENV},
+    )
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,18 +74,80 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Refuse to start if this SGLang lacks a name that Nightjar relies on, instead of serving as plain SGLang.",
     )
+    group.add_argument(
+        "--nightjar-config",
+        metavar="FILE",
+        help=f"YAML file with Nightjar's settings (docs/configuration.md); also {CONFIG_ENV}.",
+    )
+    group.add_argument(
+        "--nightjar-policy",
+        metavar="NAME|PATH",
+        help="The policy that chooses how many tokens are drafted: a name (`nightjar policy list`) or a Python file; "
+        f"wins over the config. 'off': nothing is chosen, plain SGLang. Also {POLICY_ENV}.",
+    )
+    group.add_argument(
+        "--nightjar-policy-endpoint",
+        metavar="ENDPOINT",
+        help="Use the policy process that already runs at this ZMQ endpoint (`nightjar policy serve`) instead of "
+        f"starting one; several servers may share it. Also {POLICY_ENDPOINT_ENV}.",
+    )
 
 
 def split(argv: list[str]) -> tuple[Options, list[str]]:
     """Take Nightjar's flags out of ``argv``; return them and the rest, which is SGLang's.
 
-    Raises ConfigError for a ``--nightjar-*`` flag that does not exist.
+    What no flag says, its environment variable may. Raises ConfigError for a ``--nightjar-*`` flag that does not
+    exist, and for values that can't work.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = _Parser(add_help=False, allow_abbrev=False)
     add_flags(parser)
     known, rest = parser.parse_known_args(argv)
     for word in rest:
         if word.startswith(PREFIX):
             allowed = ", ".join(sorted(flag for action in parser._actions for flag in action.option_strings))
             raise ConfigError(f"there is no flag {word.split('=')[0]}; Nightjar's flags are: {allowed}")
-    return Options(strict=known.nightjar_strict), rest
+    given = {name: getattr(known, f"nightjar_{name}") for name in ("config", "policy", "policy_endpoint")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in (STRICT_ENV, *(_ENV[field] for field in given if given[field] is not None))
+    }
+    from_env = from_environment(environment)
+    merged = {name: value if value is not None else getattr(from_env, name) for name, value in given.items()}
+    return _checked(Options(strict=known.nightjar_strict, **merged), _FLAGS), rest
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise ConfigError(message)
+
+
+_ENV = {"config": CONFIG_ENV, "policy": POLICY_ENV, "policy_endpoint": POLICY_ENDPOINT_ENV}
+_FLAGS = {name: PREFIX + name.replace("_", "-") for name in _ENV}
+
+
+def _checked(options: Options, names: Mapping[str, str]) -> Options:
+    """``options`` with absolute paths; ``names`` says how the user knows each option."""
+    config, policy, endpoint = options.config, options.policy, options.policy_endpoint
+    if config is not None:
+        if not Path(config).is_file():
+            raise ConfigError(f"{names['config']} {config}: there is no such file")
+        config = str(Path(config).resolve())
+    if policy is not None and is_path(policy):
+        if not Path(policy).is_file():
+            raise ConfigError(f"{names['policy']} {policy}: there is no such file")
+        policy = str(Path(policy).resolve())
+    if endpoint is not None:
+        if not endpoint.startswith(("ipc://", "tcp://")):
+            raise ConfigError(f"{names['policy_endpoint']} {endpoint}: an endpoint starts with ipc:// or tcp://")
+        if policy not in (None, OFF):
+            raise ConfigError(
+                f"{names['policy']} {policy}: the policy process at {endpoint} has a policy of its own, which other "
+                "servers may share. Leave this out, and use `nightjar policy set` to change it"
+            )
+    return Options(options.strict, config, policy, endpoint)
+
+
+def is_path(policy: str) -> bool:
+    """Whether this names a policy by its file and not by its name."""
+    return policy.endswith(".py") or "/" in policy
