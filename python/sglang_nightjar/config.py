@@ -19,6 +19,8 @@ POLICY_ENV = "NIGHTJAR_POLICY"
 POLICY_ENDPOINT_ENV = "NIGHTJAR_POLICY_ENDPOINT"
 # Set by us, never by the user: where the schedulers find the policy process. Not set: nothing steers them.
 ENDPOINT_ENV = "NIGHTJAR_ENDPOINT"
+# Set by us: an id of this server that is unique per start; its schedulers and tokenizer processes share it.
+SERVER_ENV = "NIGHTJAR_SERVER"
 
 OFF = "off"
 
