@@ -9,14 +9,13 @@ from pathlib import Path
 
 from bench import demo_server
 from bench.provenance import provenance
-from sglang_nightjar.demo.corpus import render
-from sglang_nightjar.demo.prompts import PromptMaker
-from sglang_nightjar.demo.recipe import HELD_OUT_SEED, read_prompts
+from sglang_nightjar.demo.corpus import held_out, render
+from sglang_nightjar.demo.recipe import read_prompts
 
 
-def prompts_by_category(file: Path | None, held_out: int) -> dict[str, list[str]]:
+def prompts_by_category(file: Path | None, own: int) -> dict[str, list[str]]:
     """Chat-template texts: the held-out part of our own prompts, and the first turns of a JSONL file by category."""
-    groups = {"our own, held out": [render(c) for c in PromptMaker(HELD_OUT_SEED).first_round(held_out)]}
+    groups = {"our own, held out": [render(c) for c in held_out(own)]}
     for category, conversation in read_prompts(file) if file else ():
         groups.setdefault(category, []).append(render(conversation))
     return groups

@@ -18,9 +18,8 @@ from pathlib import Path
 from bench import demo_server
 from bench.crossover.report import write_report
 from bench.provenance import provenance
-from sglang_nightjar.demo.corpus import render
-from sglang_nightjar.demo.prompts import PromptMaker
-from sglang_nightjar.demo.recipe import HELD_OUT_SEED, read_prompts
+from sglang_nightjar.demo.corpus import held_out, render
+from sglang_nightjar.demo.recipe import read_prompts
 
 # The same in every arm: speculation would otherwise lower the limit on running requests by itself.
 FLAGS = ("--max-running-requests", "32", "--max-total-tokens", "8192", "--disable-radix-cache")
@@ -29,7 +28,7 @@ FLAGS = ("--max-running-requests", "32", "--max-total-tokens", "8192", "--disabl
 def rendered_prompts(prompts_file: Path | None, count: int, seed: int) -> list[str]:
     """Chat-template texts: the held-out part of the project's own prompts, or the first turns of a JSONL file."""
     if prompts_file is None:
-        conversations = PromptMaker(HELD_OUT_SEED).first_round(count)
+        conversations = held_out(count)
     else:
         conversations = [c for _, c in read_prompts(prompts_file) if len(c[0]["content"]) < 1200]
         random.Random(seed).shuffle(conversations)

@@ -7,7 +7,7 @@ import torch
 
 from sglang_nightjar.demo.features import FeatureStore
 from sglang_nightjar.demo.generate import Answered, load_shard, save_shard
-from sglang_nightjar.demo.head import HeadShape
+from sglang_nightjar.demo.head import DraftHead, HeadShape
 from sglang_nightjar.demo.prompts import PromptMaker, lists
 from sglang_nightjar.demo.train import Trainer, TrainPlan, count_vocab
 
@@ -58,23 +58,53 @@ def test_training_lowers_the_loss_and_resumes_where_it_stopped(store, tiny, tmp_
         pass
 
     def stop_at_20(text: str) -> None:
-        if "step 20/" in text:
+        if "step 20," in text:
             raise Stop
 
-    # The batches are drawn epoch by epoch, so a checkpoint is exact at an epoch's end: every step is one here.
-    single = FeatureStore(tmp_path / "single", SHAPE.aux_layers, batch_tokens=10**6, fill=0)
-    single.add(tiny, tmp_path / "corpus" / "a0000.safetensors")
-    straight = Trainer(tmp_path / "two", tiny, SHAPE, vocab, PLAN)
-    straight.run(single, lambda _: None)
-    (tmp_path / "three").mkdir()
-    broken = Trainer(tmp_path / "three", tiny, SHAPE, vocab, PLAN)
+    broken = Trainer(tmp_path / "two", tiny, SHAPE, vocab, PLAN)
     with pytest.raises(Stop):
-        broken.run(single, stop_at_20, save_every=10)
-    resumed = Trainer(tmp_path / "three", tiny, SHAPE, vocab, PLAN)
+        broken.run(store, stop_at_20, save_every=10)
+    resumed = Trainer(tmp_path / "two", tiny, SHAPE, vocab, PLAN)
     assert resumed.step == 10
-    resumed.run(single, lambda _: None)
-    for a, b in zip(straight.head.parameters(), resumed.head.parameters(), strict=True):
+    resumed.run(store, lambda _: None)
+    for a, b in zip(whole.head.parameters(), resumed.head.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_new_text_is_used_before_what_was_seen(store, tiny, tmp_path):
+    vocab, _ = count_vocab(tmp_path / "corpus", 32, 64)
+    files = len(store.paths())
+    trainer = Trainer(tmp_path, tiny, SHAPE, vocab, dataclasses.replace(PLAN, steps=2 * files))
+    trainer.run(store, lambda _: None)
+    assert set(trainer.visits.values()) == {2}
+    (tmp_path / "corpus" / "a0001.safetensors").write_bytes((tmp_path / "corpus" / "a0000.safetensors").read_bytes())
+    store.add(tiny, tmp_path / "corpus" / "a0001.safetensors")
+    again = Trainer(tmp_path, tiny, SHAPE, vocab, dataclasses.replace(PLAN, steps=3 * files))
+    again.run(store, lambda _: None)
+    assert {again.visits[path.name] for path in store.paths() if path.name.startswith("a0001")} == {1}
+
+
+def test_training_ends_after_its_minutes(store, tiny, tmp_path):
+    vocab, _ = count_vocab(tmp_path / "corpus", 32, 64)
+    trainer = Trainer(tmp_path, tiny, SHAPE, vocab, dataclasses.replace(PLAN, minutes=0.02))
+    trainer.run(store, lambda _: None)
+    assert 1.2 <= trainer.seconds < 6 and trainer.checkpoint.exists()
+
+
+def test_a_head_goes_on_from_another_with_a_different_vocabulary(tiny):
+    old = DraftHead(SHAPE, tiny, torch.arange(32))
+    with torch.no_grad():
+        for weight in old.parameters():
+            weight.normal_()
+    new = DraftHead(SHAPE, tiny, torch.arange(10, 42))
+    fresh = new.lm_head.weight.detach().clone()
+    new.adopt(old)
+    assert torch.equal(new.vocab, torch.arange(10, 42))
+    assert torch.equal(new.fc.weight, old.fc.weight)
+    assert torch.equal(new.lm_head.weight[:22], old.lm_head.weight[10:])
+    assert torch.equal(new.lm_head.weight[22:], fresh[22:])
+    with pytest.raises(ValueError, match="shape"):
+        new.adopt(DraftHead(dataclasses.replace(SHAPE, intermediate=32), tiny, torch.arange(32)))
 
 
 def test_rate_rises_stays_and_falls():
@@ -95,8 +125,8 @@ def test_an_exploding_loss_stops_training_and_keeps_the_checkpoint(store, tiny, 
 
 
 def test_prompts_are_many_varied_and_reproducible():
-    one, two = PromptMaker(3).first_round(3000), PromptMaker(3).first_round(3000)
-    assert one == two != PromptMaker(4).first_round(3000)
+    one, two = PromptMaker(3).from_templates(3000), PromptMaker(3).from_templates(3000)
+    assert one == two != PromptMaker(4).from_templates(3000)
     texts = {c[0]["content"] for c in one}
     assert len(texts) == 3000
     assert not any("{" in t.replace("{language}", "") and "}" in t and "def " not in t for t in texts)
@@ -111,8 +141,8 @@ def test_every_template_names_lists_that_exist():
     assert set(words["kinds"]) <= set(words)
 
 
-def test_second_round_quotes_the_first():
+def test_prompts_about_texts_quote_them():
     turns = [(f"question {i}", f"answer {i} " * 40) for i in range(20)]
-    for conversation in PromptMaker(0).second_round(turns, 50):
+    for conversation in PromptMaker(0).about_texts(turns, 50):
         assert conversation[-1]["role"] == "user"
         assert any("answer" in message["content"] for message in conversation)

@@ -29,9 +29,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "Hours on a CPU, minutes on a GPU. It can be stopped at any time: the same command goes on where it stopped.",
     )
     _add_places(train)
-    train.add_argument("--first-round", type=_positive, metavar="N", help="prompts from templates")
-    train.add_argument("--second-round", type=_positive, metavar="N", help="prompts about the target's own texts")
+    train.add_argument(
+        "--only",
+        choices=("answers", "head"),
+        help="only make the answers, or only train the head on those that are there; both can run at the same time",
+    )
+    train.add_argument("--packets", type=_positive, metavar="N", help="packets of prompts, about 100,000 tokens each")
+    train.add_argument("--first-packet", type=int, default=0, metavar="N", help="for several processes, each a part")
     train.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps, of about 4,096 tokens each")
+    train.add_argument("--minutes", type=_positive, metavar="N", help="train for so long, instead of --steps")
+    train.add_argument(
+        "--continue-from", type=Path, metavar="DIR", help='a head to go on from; "shipped" is the one in the package'
+    )
     train.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write the head (default: draft below --folder)"
     )
@@ -88,17 +97,30 @@ def _verify(_: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from . import recipe
+    from .pair import draft_dir
     from .target import ensure_target
 
     plan = recipe.Recipe()
-    sizes = {"first_round": args.first_round, "second_round": args.second_round}
+    length = {"steps": args.steps, "minutes": args.minutes}
     plan = dataclasses.replace(
         plan,
-        corpus=dataclasses.replace(plan.corpus, **{k: v for k, v in sizes.items() if v}),
-        train=dataclasses.replace(plan.train, **({"steps": args.steps} if args.steps else {})),
+        corpus=dataclasses.replace(
+            plan.corpus, packets=args.packets or plan.corpus.packets, first_packet=args.first_packet
+        ),
+        train=dataclasses.replace(plan.train, **{k: v for k, v in length.items() if v}),
     )
+    start = draft_dir() if args.continue_from == Path("shipped") else args.continue_from
+    if start is not None and not (start / "model.safetensors").is_file():
+        raise ConfigError(f"--continue-from {start}: there is no model.safetensors")
+    checkpoint = ensure_target()
     try:
-        recipe.run(plan, args.folder, ensure_target(), args.out or args.folder / "draft", args.device, _say)
+        if args.only != "head":
+            recipe.make_answers(plan, args.folder, checkpoint, args.device, _say)
+        if args.only != "answers":
+            out = args.out or args.folder / "draft"
+            recipe.make_head(plan, args.folder, checkpoint, out, args.device, start, _say)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     except KeyboardInterrupt:
         _say("stopped; the same command goes on from here")
         return 130

@@ -91,9 +91,8 @@ class FeatureStore:
 
     def paths(self) -> list[Path]:
         """Files of complete shards."""
-        return [
-            p for d in sorted(self.folder.glob("*.done")) for p in sorted(self.folder.glob(f"{d.stem}-*.safetensors"))
-        ]
+        done = {path.stem for path in self.folder.glob("*.done")}
+        return sorted(p for p in self.folder.glob("*.safetensors") if p.stem.rsplit("-", 1)[0] in done)
 
     @staticmethod
     def load(path: Path, device: torch.device) -> Batch:

@@ -21,7 +21,7 @@ from .llama import KVCache, LlamaModel
 class Sampling:
     """How answers are drawn: `sampled_share` of the prompts at `temperature`, the others greedily."""
 
-    max_new_tokens: int = 224
+    max_new_tokens: int = 192
     temperature: float = 0.8
     sampled_share: float = 0.3
 

@@ -106,6 +106,18 @@ class DraftHead(nn.Module):
                     own[_own_name(name)].copy_(weight)
         return head
 
+    def adopt(self, other: DraftHead) -> None:
+        """Takes the weights of a head of the same shape; vocabulary rows that it lacks stay as they are."""
+        if (mine := self.shape) != (theirs := other.shape):
+            raise ValueError(f"can't go on from a head of shape {theirs} with one of shape {mine}")
+        theirs_at = {token: row for row, token in enumerate(other.vocab.tolist())}
+        pairs = [(row, theirs_at[token]) for row, token in enumerate(self.vocab.tolist()) if token in theirs_at]
+        own_rows, other_rows = zip(*pairs, strict=True)
+        kept = self.lm_head.weight.detach().clone()
+        kept[list(own_rows)] = other.lm_head.weight.detach()[list(other_rows)]
+        state = {name: weight for name, weight in other.state_dict().items() if name not in ("vocab", "lm_head.weight")}
+        self.load_state_dict({**state, "vocab": self.vocab, "lm_head.weight": kept})
+
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """Target features [B, T, aux * hidden] to the head's hidden size: a norm per layer, then one linear map."""
         parts = features.chunk(len(self.fc_norm), dim=-1)

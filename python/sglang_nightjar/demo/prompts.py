@@ -1,7 +1,7 @@
 """Prompts for the draft head's training, made here from templates: varied tasks, topics and lengths, no outside data.
 
-Two rounds. `first_round` needs nothing. `second_round` takes texts that the target wrote in the first and asks for
-summaries, answers, extractions, rewrites and follow-ups about them, which gives long prompts of natural text.
+`from_templates` needs nothing. `about_texts` takes texts that the target wrote and asks for summaries, answers,
+extractions, rewrites and follow-ups about them, which gives long prompts of natural text.
 Word lists and templates are in `prompts.json`.
 """
 
@@ -55,7 +55,7 @@ class PromptMaker:
                                     "name: {name}; city: {city}; job: {job}; age: {18..90}"])  # fmt: skip
         return "\n".join(self.fill(style) for _ in range(self.random.randint(3, 7)))
 
-    def first_round(self, count: int) -> list[Conversation]:
+    def from_templates(self, count: int) -> list[Conversation]:
         """`count` distinct conversations of one turn."""
         seen: dict[str, None] = {}
         while len(seen) < count:
@@ -65,13 +65,12 @@ class PromptMaker:
                 seen[self.task()] = None
         return [user(text) for text in seen]
 
-    def second_round(self, turns: list[tuple[str, str]], count: int) -> list[Conversation]:
-        """`count` conversations about first-round `turns` (instruction, the target's answer)."""
-        out = []
-        while len(out) < count:
-            asked, answer = self.random.choice(turns)
-            if len(answer) < 200:
-                continue
+    def about_texts(self, turns: list[tuple[str, str]], count: int) -> list[Conversation]:
+        """`count` conversations about those of `turns` (instruction, the target's answer) that are long enough."""
+        long_enough = [turn for turn in turns if len(turn[1]) >= 200]
+        out: list[Conversation] = []
+        while long_enough and len(out) < count:
+            asked, answer = self.random.choice(long_enough)
             kind = self.random.random()
             if kind < 0.35:
                 follow = self.fill(self.random.choice(self.lists["follow_up"]))

@@ -6,9 +6,9 @@ Every stage keeps what it made below one folder and skips what is there, so an i
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,17 +18,15 @@ import torch
 from sglang_nightjar.version import __version__
 
 from .acceptance import Acceptance, measure
-from .corpus import Corpus, CorpusPlan
+from .corpus import Corpus, CorpusPlan, held_out
 from .features import Batch, FeatureStore, read_target
 from .generate import Answered, Sampling, answer_group, groups_of, load_shards
 from .head import DraftHead, HeadShape
 from .llama import LlamaModel
-from .prompts import Conversation, PromptMaker, user
+from .malloc import keep_freed_memory
+from .prompts import Conversation, user
 from .target import sha256
 from .train import Trainer, TrainPlan, count_vocab, export
-
-HELD_OUT_SEED = 10_007
-"""Prompts of this seed are never trained on; those that happen to be equal are left out."""
 
 
 @dataclass(frozen=True)
@@ -51,26 +49,43 @@ def pick_device(wanted: str | None) -> tuple[str, torch.dtype]:
     return device, torch.bfloat16 if fast_bf16 else torch.float32
 
 
-def run(
-    recipe: Recipe, folder: Path, checkpoint: Path, out: Path, device: str | None = None, say: Callable = print
-) -> dict:
-    """Makes the draft head below `out` and returns the card (also written there as ``card.json``)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    where, dtype = pick_device(device)
-    say(f"target on {where} in {dtype}".replace("torch.", ""))
-    target = LlamaModel(checkpoint, dtype, where)
-    corpus = Corpus(folder / "corpus", checkpoint, recipe.corpus, recipe.sampling)
-    corpus.build(target, say)
-    store = FeatureStore(folder / "features", recipe.head.aux_layers, recipe.batch_tokens, corpus.eos)
-    for shard in sorted(corpus.folder.glob("*.safetensors")):
+def make_answers(
+    recipe: Recipe, folder: Path, checkpoint: Path, device: str | None = None, say: Callable = print
+) -> None:
+    """Makes what is missing of the corpus and of its features below `folder`."""
+    target, corpus, store = _open(recipe, folder, checkpoint, device, say)
+    for shard in corpus.build(target, say):
         store.add(target, shard, say)
-    trainer = prepare(recipe, folder, target, corpus, store, say)
-    began = time.monotonic()
+
+
+def make_head(
+    recipe: Recipe,
+    folder: Path,
+    checkpoint: Path,
+    out: Path,
+    device: str | None = None,
+    start: Path | None = None,
+    say: Callable = print,
+) -> dict:
+    """Trains on the features below `folder`, also on those that appear meanwhile, and writes the draft head to `out`.
+
+    Args:
+        start: folder of a head to go on from, instead of from the target's last layer.
+
+    Returns:
+        The card, also written beside the head as ``card.json``.
+
+    Raises:
+        ValueError: if there are no features yet, or `start` has another shape than `recipe` asks for.
+    """
+    target, corpus, store = _open(recipe, folder, checkpoint, device, say)
+    if not store.paths():
+        raise ValueError(f"{folder} has no finished answers to train on")
+    trainer = prepare(recipe, folder, target, corpus, store, start, say)
     trainer.run(store, say)
-    minutes = (time.monotonic() - began) / 60
     tested = head_acceptance(trainer.head, target, corpus, held_out_prompts(recipe, corpus), gamma=5)
     export(trainer.head, checkpoint, out)
-    card = make_card(recipe, corpus, trainer, tested, minutes, f"{where}, {platform.processor() or platform.machine()}")
+    card = make_card(recipe, corpus, trainer, tested, str(target.device), start)
     (out / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     sums = [f"{sha256(out / name)}  {name}" for name in ("config.json", "model.safetensors", "card.json")]
     (out / "SHA256SUMS").write_text("\n".join(sums) + "\n")
@@ -78,8 +93,26 @@ def run(
     return card
 
 
+def _open(
+    recipe: Recipe, folder: Path, checkpoint: Path, device: str | None, say: Callable
+) -> tuple[LlamaModel, Corpus, FeatureStore]:
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
+    where, dtype = pick_device(device)
+    say(f"target on {where} in {dtype}".replace("torch.", ""))
+    corpus = Corpus(folder / "corpus", checkpoint, recipe.corpus, recipe.sampling)
+    store = FeatureStore(folder / "features", recipe.head.aux_layers, recipe.batch_tokens, corpus.eos)
+    return LlamaModel(checkpoint, dtype, where), corpus, store
+
+
 def prepare(
-    recipe: Recipe, folder: Path, target: LlamaModel, corpus: Corpus, store: FeatureStore, say: Callable
+    recipe: Recipe,
+    folder: Path,
+    target: LlamaModel,
+    corpus: Corpus,
+    store: FeatureStore,
+    start: Path | None,
+    say: Callable,
 ) -> Trainer:
     """A trainer with the draft vocabulary counted on the corpus, or the one stored by an earlier start of this run."""
     path = folder / "vocab.pt"
@@ -91,14 +124,15 @@ def prepare(
     vocab = stored["vocab"].to(target.device)
     trainer = Trainer(folder, target, recipe.head, vocab, recipe.train, store.residual_rms())
     trainer.covered = stored["covered"]
+    if start is not None and trainer.step == 0:
+        trainer.head.adopt(DraftHead.load(start, target))
+        say(f"going on from the head in {start}")
     return trainer
 
 
 def held_out_prompts(recipe: Recipe, corpus: Corpus) -> list[list[int]]:
     """Token ids of prompts that training never saw."""
-    trained = {c[0]["content"] for c in PromptMaker(recipe.corpus.seed).first_round(recipe.corpus.first_round)}
-    unseen = [c for c in PromptMaker(HELD_OUT_SEED).first_round(2 * recipe.held_out) if c[0]["content"] not in trained]
-    return [corpus.encode(c) for c in unseen[: recipe.held_out]]
+    return [corpus.encode(c) for c in held_out(recipe.held_out)]
 
 
 def read_prompts(path: Path) -> Iterable[tuple[str, Conversation]]:
@@ -128,21 +162,25 @@ def batches_of(
 
 
 def make_card(
-    recipe: Recipe, corpus: Corpus, trainer: Trainer, tested: Acceptance, minutes: float, machine: str
+    recipe: Recipe, corpus: Corpus, trainer: Trainer, tested: Acceptance, device: str, start: Path | None
 ) -> dict:
     """What was done and what came out, for the reader of the shipped head."""
     answers = [len(a.tokens) - a.prompt_length for a in load_shards(corpus.folder)]
+    earlier = json.loads((start / "card.json").read_text()) if start and (start / "card.json").exists() else None
+    if earlier:
+        del earlier["history"]
     return {
         "nightjar": __version__,
         "torch": torch.__version__,
-        "machine": machine,
+        "machine": f"{device}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "command": " ".join(["nightjar", *sys.argv[1:]]),
         "recipe": asdict(recipe),
         "answers": len(answers),
         "answer_tokens": sum(answers),
         "draft_vocab_coverage": trainer.covered,
         "head": trainer.head.describe(),
-        "minutes_of_training_in_this_start": round(minutes, 1),
+        "steps": trainer.step,
+        "minutes_of_training": round(trainer.seconds / 60, 1),
         "history": trainer.history,
         "held_out": {
             "gamma": tested.gamma,
@@ -150,4 +188,5 @@ def make_card(
             "accepted_by_position": [round(p, 3) for p in tested.by_position],
             "verify_steps": tested.verify_steps,
         },
+        "went_on_from": earlier,
     }

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,9 +25,13 @@ from .soft_loss import SoftTargetLoss
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Hyper-parameters. The rate rises for `warmup` steps, stays, and falls linearly over the last `decay` share."""
+    """Hyper-parameters. The rate rises for `warmup` steps, stays, and falls linearly over the last `decay` share.
+
+    Training ends after `steps`, or after `minutes` of training where that is given.
+    """
 
     steps: int = 2000
+    minutes: float | None = None
     unroll: int = 3
     step_weight: float = 0.85
     rate: float = 2e-3
@@ -35,9 +40,13 @@ class TrainPlan:
     decay: float = 0.5
     seed: int = 0
 
-    def rate_at(self, step: int) -> float:
+    def progress(self, step: int, seconds: float) -> float:
+        """Share of the training done after `step` steps that took `seconds`; 1 or more means finished."""
+        return step / self.steps if self.minutes is None else seconds / (60 * self.minutes)
+
+    def rate_at(self, step: int, seconds: float = 0.0) -> float:
         """Factor on the learning rates at `step` (0-based)."""
-        left = (self.steps - step) / max(1.0, self.decay * self.steps)
+        left = (1 - self.progress(step, seconds)) / self.decay
         return min(1.0, (step + 1) / self.warmup, max(left, 0.0))
 
 
@@ -106,7 +115,9 @@ class Trainer:
         ]
         self.base_rates = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
         self.step = 0
+        self.seconds = 0.0
         self.history: list[dict] = []
+        self.visits: Counter[str] = Counter()
         self._load()
 
     @property
@@ -120,7 +131,8 @@ class Trainer:
         self.head.load_state_dict(state["head"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step, self.history = state["step"], state["history"]
+        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.visits = Counter(state["visits"])
 
     def save(self) -> None:
         """Writes the checkpoint; a killed process leaves the previous one."""
@@ -128,7 +140,9 @@ class Trainer:
             "head": self.head.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "step": self.step,
+            "seconds": self.seconds,
             "history": self.history,
+            "visits": dict(self.visits),
             "plan": asdict(self.plan),
         }
         partial = self.checkpoint.with_suffix(".partial")
@@ -136,16 +150,12 @@ class Trainer:
         os.replace(partial, self.checkpoint)
 
     def run(self, store: FeatureStore, say: Callable[[str], None] = print, save_every: int = 100) -> None:
-        """Trains to `plan.steps`; files that appear in `store` meanwhile are used from the next epoch on."""
-        queue: list[Path] = []
+        """Trains to the plan's end; files that appear in `store` meanwhile are used."""
         losses: list[float] = []
-        began, seen = time.monotonic(), 0
-        while self.step < self.plan.steps:
-            if not queue:
-                queue = store.paths()
-                random.Random(self.plan.seed + self.step).shuffle(queue)
-            batch = store.load(queue.pop(), self.target.device)
-            factor = self.plan.rate_at(self.step)
+        clock, shown_at, seen = time.monotonic(), time.monotonic(), 0
+        while self.plan.progress(self.step, self.seconds) < 1:
+            batch = store.load(self._next(store), self.target.device)
+            factor = self.plan.rate_at(self.step, self.seconds)
             for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
                 optimizer.zero_grad(set_to_none=True)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -161,21 +171,32 @@ class Trainer:
             for optimizer in self.optimizers:
                 optimizer.step()
             self.step += 1
+            self.seconds += time.monotonic() - clock
+            clock = time.monotonic()
             seen += int(batch.answer.sum())
             losses.append(loss.item())
             if self.step % 20 == 0:
                 hits = first_choices(self.head, outputs, batch)
                 entry = {"step": self.step, "loss": sum(losses) / len(losses), "first_choice": hits}
                 self.history.append(entry)
-                losses.clear()
                 shown = " ".join(f"{h:.3f}" for h in hits)
-                rate = seen / (time.monotonic() - began)
                 say(
-                    f"training: step {self.step}/{self.plan.steps}, loss {entry['loss']:.3f}, "
-                    f"first choice {shown}, {rate:.0f} tokens/s"
+                    f"training: step {self.step}, {self.plan.progress(self.step, self.seconds):.1%}, "
+                    f"loss {entry['loss']:.3f}, first choice {shown}, {seen / (clock - shown_at):.0f} tokens/s"
                 )
-            if self.step % save_every == 0 or self.step == self.plan.steps:
+                losses.clear()
+                shown_at, seen = clock, 0
+            if self.step % save_every == 0:
                 self.save()
+        self.save()
+
+    def _next(self, store: FeatureStore) -> Path:
+        """A file among those used least, so that new text comes first and none is forgotten."""
+        paths = store.paths()
+        least = min(self.visits[path.name] for path in paths)
+        chosen = random.Random(self.plan.seed + self.step).choice([p for p in paths if self.visits[p.name] == least])
+        self.visits[chosen.name] += 1
+        return chosen
 
 
 def export(head: DraftHead, checkpoint: Path, folder: Path) -> None:
