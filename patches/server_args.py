@@ -9,6 +9,7 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_nightjar import defaults, plugin, preflight
+from sglang_nightjar.agent import settings
 from sglang_nightjar.cpu.detect import choose_engine
 from sglang_nightjar.errors import ConfigError
 from sglang_nightjar.patches.seams import Seam
@@ -35,6 +36,7 @@ _FIELDS = (
     "quantization",
     "sleep_on_idle",
     "speculative_adaptive",
+    "speculative_adaptive_config",
     "speculative_algorithm",
     "speculative_eagle_topk",
     "speculative_num_draft_tokens",
@@ -55,6 +57,9 @@ def fill_in(server_args: Any) -> None:
         if server_args.device not in (None, "cpu"):
             raise ConfigError(f"device={server_args.device!r} can't be used: {choice.reason}")
         preflight.check_cpu(server_args)
+    # First, because the engine's defaults settle a γ for good where nothing will choose one.
+    for name, value in defaults.for_steering(settings.load(), server_args).items():
+        setattr(server_args, name, value)
     for name, value in defaults.for_engine(choice, server_args).items():
         setattr(server_args, name, value)
 

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sglang_nightjar.agent import candidates
+from sglang_nightjar.agent.settings import Settings
 from sglang_nightjar.cpu.detect import EngineChoice
 
 # Requests decoded at once on a CPU. Must be explicit: with speculation SGLang lowers an unset value to 48, without a
@@ -26,6 +28,41 @@ def for_engine(choice: EngineChoice, args: Any) -> dict[str, Any]:
     ``args`` is anything with ServerArgs' attributes, as the user gave them (before SGLang resolves them).
     """
     return _for_cpu(choice, args) if choice.is_cpu else _for_cuda(args)
+
+
+# With these SGLang can't switch γ (adaptive_unsupported_reason), so it stays as the user set it.
+_FIXED_GAMMA_FEATURES = (
+    "enable_dp_attention",
+    "enable_multi_layer_eagle",
+    "enable_two_batch_overlap",
+    "enable_pdmux",
+)
+
+
+def for_steering(settings: Settings, args: Any) -> dict[str, Any]:
+    """The settings with which γ can be chosen at run time, if it is Nightjar's to choose; by ServerArgs field name.
+
+    It is not where the user wants plain SGLang, SGLang's own adaptive rule, a tree of drafts, or something with which
+    SGLang can't switch.
+    """
+    if (
+        not settings.steered
+        or args.speculative_algorithm not in ("EAGLE", "EAGLE3")
+        or args.speculative_adaptive
+        or args.speculative_eagle_topk not in (None, 1)
+        or any(getattr(args, name, False) for name in _FIXED_GAMMA_FEATURES)
+    ):
+        return {}
+    chosen = candidates.choose(settings, args.speculative_num_steps)
+    # SGLang sizes its logits buffer, and decides what attention needs on the host, by the γ at the start.
+    largest = max(chosen.gammas)
+    return {
+        "speculative_adaptive": True,
+        "speculative_adaptive_config": chosen.dump(),
+        "speculative_num_steps": largest,
+        "speculative_eagle_topk": 1,
+        "speculative_num_draft_tokens": largest + 1,
+    }
 
 
 def _for_cpu(choice: EngineChoice, args: Any) -> dict[str, Any]:

@@ -1,0 +1,64 @@
+"""What a scheduler says about itself in ``GET /nightjar/status``: its entry of ``ranks``, of plain JSON types only."""
+
+import time
+from typing import Any
+
+from sglang_nightjar.agent.scheduler_agent import SchedulerAgent
+
+#: The key in SGLang's internal state under which the entry is.
+KEY = "nightjar"
+
+
+def rank_status(agent: SchedulerAgent) -> dict[str, Any]:
+    """The entry of ``agent``'s rank. docs/how-it-works.md lists the fields."""
+    decision = agent.selector.decision
+    last = agent.collector.last
+    totals = agent.collector.totals
+    overhead = agent.overhead.percentiles()
+    capacity = agent.scheduler.max_total_num_tokens
+    return {
+        "rank": agent.place.dp_rank,
+        "gamma": last.gamma if last else agent.selector.fallback_gamma,
+        "batch_size": last.batch_size if last else 0,
+        "residency": "RESIDENT",
+        "plan_id": decision.plan_id,
+        "plan_age_s": round((time.monotonic_ns() - decision.received_ns) / 1e9, 3) if decision.received_ns else 0.0,
+        "source": decision.source,
+        "reason": decision.reason,
+        "candidates": list(agent.selector.candidates),
+        "fallback_gamma": agent.selector.fallback_gamma,
+        "iterations": totals.iterations,
+        "kv": {"used": last.kv_used if last else 0, "capacity": capacity, "base": capacity, "extra": 0},
+        "draft": {"device_bytes": agent.draft_bytes, "lag_max": last.lag_max if last else 0},
+        "link": _link(agent),
+        "overhead_us": {"p50": round(overhead.p50, 1), "p99": round(overhead.p99, 1)},
+        "seconds_by_gamma": {str(gamma): ns / 1e9 for gamma, ns in sorted(totals.time_ns_by_gamma.items())},
+        "draft_tokens": {"proposed": totals.proposed, "accepted": totals.accepted},
+        "switches": [
+            {"from": before, "to": after, "source": source, "count": count}
+            for (before, after, source), count in sorted(agent.regimes.switches.items())
+        ],
+        "counters": {
+            "gamma_switches": agent.regimes.total,
+            "fallbacks": agent.steering.fallbacks if agent.steering else 0,
+            "offloads": 0,
+            "reloads": 0,
+            "retractions": totals.retractions,
+            "errors": agent.errors,
+        },
+    }
+
+
+def _link(agent: SchedulerAgent) -> dict[str, Any]:
+    client = agent.client
+    if client is None or agent.steering is None:
+        return {"state": "none", "sent": 0, "dropped": 0, "rejected": 0, "replayed": 0, "connections": 0}
+    return {
+        "state": client.state.value,
+        "sent": client.link.sent,
+        "dropped": client.dropped,
+        "rejected": client.rejected,
+        "replayed": client.replayed,
+        "connections": client.link.connections,
+        "round_trip_us": round(agent.steering.round_trip_ns / 1000, 1),
+    }
