@@ -63,8 +63,8 @@ def from_vllm(rows: Sequence[Sequence[int]]) -> Ranges:
     """
     starts, gammas, free = [1], [0], 1
     for row in rows:
-        if len(row) != 3 or any(type(value) is not int for value in row):
-            raise ValueError(f"a row must be [lo, hi, K] with integers, not {row}")
+        if not isinstance(row, list | tuple) or len(row) != 3 or any(type(value) is not int for value in row):
+            raise ValueError(f"a row must be [lo, hi, K] with integers, not {row!r}")
         lo, hi, gamma = row
         if not free <= lo <= hi or gamma < 0:
             raise ValueError(f"row {list(row)} must have {free} <= lo <= hi and K >= 0: rows ascend and don't overlap")

@@ -1,0 +1,116 @@
+"""Bin-wise ε-greedy with costs of switching: the planner of Nightjar (arXiv 2512.22420) for one context.
+
+A context is a bucket of batch sizes. Its time is cut into bins of equal length; the arm (a γ) is locked for a bin.
+Blocks of bins grow, block b has 2^(b-1); a bin of block b explores with probability 1/b, that is, takes an arm at
+random, and otherwise takes the arm of the smallest expected loss. The loss is time per token, 1/goodput.
+"""
+
+from dataclasses import dataclass, field
+from random import Random
+
+#: Lower ends of the buckets: single sizes where a request more changes much, then steps of a third to a half.
+BUCKETS = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65, 97, 129, 193, 257, 385, 513, 769, 1025)
+
+
+#: An iteration this many times longer or shorter than its cell's mean is an outlier; so many in a row are a new load.
+OUTLIER, IN_A_ROW = 4.0, 8
+
+
+@dataclass(slots=True)
+class Cell:
+    """Mean time and tokens of one γ in one bucket. Their ratio is what throughput pays; a mean of ratios is not.
+
+    The means forget their start (weights grow linearly: the first iterations compile and warm up) and, past ``memory``
+    iterations, everything old at an even pace.
+    """
+
+    ns: float = 0.0
+    tokens: float = 0.0
+    count: int = 0
+    outliers: int = 0
+
+    def add(self, ns: int, tokens: int, memory: int) -> None:
+        """Count one iteration of ``tokens`` committed tokens, both above 0."""
+        if self.count >= IN_A_ROW and not self.ns / OUTLIER <= ns <= self.ns * OUTLIER:
+            self.outliers += 1
+            if self.outliers < IN_A_ROW:
+                return
+            self.count = 0
+        self.outliers = 0
+        self.count += 1
+        step = max(2.0 / (self.count + 1), 1.0 / memory)
+        self.ns += step * (ns - self.ns)
+        self.tokens += step * (tokens - self.tokens)
+
+    @property
+    def loss(self) -> float:
+        """ns per token."""
+        return self.ns / self.tokens
+
+
+@dataclass(slots=True)
+class Bucket:
+    """What is known of one bucket, by all schedulers that share it: cells by γ, and bins that were completed."""
+
+    cells: dict[int, Cell] = field(default_factory=dict)
+    bins: int = 0
+
+    @property
+    def block(self) -> int:
+        """b, from 1: blocks of 1, 2, 4, ... bins."""
+        return (self.bins + 1).bit_length()
+
+    def best(self, arms: tuple[int, ...], drafting: bool, switch_ns: float) -> int | None:
+        """argmin over ``arms`` that were tried, of loss + [not drafting and γ > 0] · switch_ns / γ; None if none was."""
+        best, smallest = None, 0.0
+        for gamma, cell in self.cells.items():
+            if gamma not in arms:
+                continue
+            loss = cell.ns / cell.tokens
+            if gamma > 0 and not drafting:
+                loss += switch_ns / gamma
+            if best is None or loss < smallest or (loss == smallest and gamma < best):
+                best, smallest = gamma, loss
+        return best
+
+
+@dataclass(slots=True)
+class Bin:
+    """The running bin of one scheduler in one bucket.
+
+    Attributes:
+        arm: the γ that is locked.
+        explores: it was drawn at random.
+        run, seen: iterations that ran ``arm``, and all.
+    """
+
+    arm: int
+    explores: bool
+    run: int = 0
+    seen: int = 0
+
+    def step(self, gamma: int, length: int) -> bool:
+        """Count an iteration that ran ``gamma``; True if the bin is over.
+
+        Only iterations of its arm fill a bin: a plan takes a while to arrive. But an arm that never runs (the draft is
+        not there) must not hold the context forever.
+        """
+        self.seen += 1
+        self.run += gamma == self.arm
+        return self.run >= length or self.seen >= 4 * length
+
+
+def next_bin(bucket: Bucket, arms: tuple[int, ...], drafting: bool, switch_ns: float, random: Random) -> Bin:
+    """The bin that follows; ``arms`` are the candidates."""
+    best = bucket.best(arms, drafting, switch_ns)
+    if best is None or random.random() * bucket.block < 1.0:
+        return Bin(arms[int(random.random() * len(arms))], True)
+    return Bin(best, False)
+
+
+def switch_cost(table: tuple[tuple[int, int, int], ...], lag: int, batch_size: int) -> float:
+    """C_switch(lag, B), ns, from (lag, B, ns) rows: the cheapest row that covers both, else the dearest; 0 if empty."""
+    covering = [ns for row_lag, row_size, ns in table if row_lag >= lag and row_size >= batch_size]
+    if covering:
+        return float(min(covering))
+    return float(max((ns for _, _, ns in table), default=0))
