@@ -36,7 +36,7 @@ setup(
         "sglang_nightjar.policies": "policies",
     },
     py_modules=["sglang_nightjar_plugin"],
-    package_data={"sglang_nightjar": ["demo/draft/*", "demo/*.json*", "demo/*.txt", "cpu/csrc/*"]},
+    package_data={"sglang_nightjar": ["demo/draft/*", "demo/*.json*", "demo/*.txt", "cpu/csrc/*", "observe/*.html"]},
     entry_points={
         "console_scripts": ["nightjar = sglang_nightjar.cli:main"],
         "sglang.srt.plugins": ["nightjar = sglang_nightjar_plugin:load"],

@@ -34,8 +34,10 @@ def _hook_server_entry(http_server: ModuleType) -> None:
     """``sgl.Runtime`` never loads plugins itself, but it imports this module before it builds its ServerArgs."""
     from sglang.srt.plugins import load_plugins
 
+    from sglang_nightjar import plugin
     from sglang_nightjar.agent import process
 
     if process.role == "main":
         load_plugins()
         process.install_launch_server(http_server)
+        plugin.load_for_http_server()

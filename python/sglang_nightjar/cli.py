@@ -7,6 +7,7 @@ import sys
 from sglang_nightjar import __version__
 from sglang_nightjar.demo import cli as demo
 from sglang_nightjar.errors import ConfigError
+from sglang_nightjar.observe import cli as observe
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,6 +16,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"nightjar {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
     _add_doctor(commands)
+    observe.add_status(commands)
+    _add_policy(commands)
     demo.add_parser(commands)
     args = parser.parse_args(argv)
     try:
@@ -31,6 +34,12 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--json", action="store_true", help="for scripts: the findings and the table of SGLang's names")
     parser.add_argument("-v", "--verbose", action="store_true", help="also list every SGLang name that we rely on")
     parser.set_defaults(run=_doctor)
+
+
+def _add_policy(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("policy", help="the policies, and which one is in charge of a running server")
+    policy_commands = parser.add_subparsers(title="policy commands", required=True)
+    observe.add_policy_commands(policy_commands)
 
 
 def _doctor(args: argparse.Namespace) -> int:

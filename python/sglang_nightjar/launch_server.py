@@ -141,6 +141,7 @@ def _serve(server_args: Any) -> None:
     from sglang.srt.utils import kill_process_tree
 
     from sglang_nightjar.patches import shutdown
+    from sglang_nightjar.supervise import policy_process
 
     shutdown.in_launcher = True
     try:
@@ -149,6 +150,7 @@ def _serve(server_args: Any) -> None:
         # A second Ctrl-C must not leave children behind.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        policy_process.stop()
         kill_process_tree(os.getpid(), include_parent=False)
 
 

@@ -17,11 +17,17 @@ SEAMS = (
         "call",
         "to register our hooks",
     ),
+    seams.Seam(
+        "sglang.srt.plugins.hook_registry:HookRegistry.apply_hooks", (), "call", "to apply hooks that come late"
+    ),
     seams.Seam("sglang.srt.plugins.hook_registry:HookRegistry._patched", None, "field", "to see that a hook took"),
 )
 
 # Hook targets that the patches applied in this process must have reached.
 _expected: set[str] = set()
+
+# True if a broken name made this process go on as plain SGLang.
+_plain = False
 
 
 def load() -> None:
@@ -30,12 +36,28 @@ def load() -> None:
     If a name that we rely on is missing or has another signature, the process goes on as plain SGLang, or exits with
     the report if ``--nightjar-strict`` was given or if SGLang can't serve this machine without Nightjar (CPU engine).
     """
+    _load(process.role)
+
+
+def load_for_http_server() -> None:
+    """Apply the patches of SGLang's HTTP server, which has just been imported. Like ``load`` if a name is missing."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    if not _plain:
+        _load("http")
+        HookRegistry.apply_hooks()
+        verify()
+
+
+def _load(role: str) -> None:
+    global _plain
     from sglang_nightjar.cpu.detect import choose_engine
 
     is_cpu = choose_engine().is_cpu
-    modules = seams.patch_modules(process.role, is_cpu)
+    modules = seams.patch_modules(role, is_cpu)
     used = [*SEAMS, *seams.table(modules)]
     if broken := seams.problems(used):
+        _plain = True
         _refuse_or_warn(seams.report(broken), is_cpu)
         return
     for module in modules:

@@ -1,0 +1,150 @@
+"""The policy process of this server: whether one is needed, where it is, and its start and end.
+
+One per program: several Engines in one program share it, as they share the fate of all its children.
+"""
+
+import atexit
+import logging
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from sglang_nightjar import config
+from sglang_nightjar.supervise.directory import PrivateDirectory
+from sglang_nightjar.supervise.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
+
+MODULE = "sglang_nightjar.policy"
+# Seconds. Deleting the socket's file cuts nobody off who is connected, and the process may bind it again by itself.
+_SOCKET_GRACE_CHECKS = 5
+
+
+@dataclass(frozen=True)
+class PolicySetup:
+    """Who steers this server's γ.
+
+    Attributes:
+        endpoint: of the policy process; None: nobody steers.
+        server: id of this server in the policy process.
+        policy: name or path of the policy asked for; "" if the policy process at ``endpoint`` decides that.
+        detail: why nobody steers; a clause, "" if somebody does.
+        supervisor: of the policy process that we started; None if it is somebody else's, or there is none.
+        keys: directory with the CURVE keys for a ``tcp://`` endpoint.
+    """
+
+    endpoint: str | None
+    server: str
+    policy: str = ""
+    detail: str = ""
+    supervisor: Supervisor | None = None
+    keys: Path | None = None
+
+
+_current: PolicySetup | None = None
+_directory: PrivateDirectory | None = None
+
+
+def current() -> PolicySetup | None:
+    """What ``start`` decided in this process; None before it and after ``stop``."""
+    return _current
+
+
+def start(speculates: bool) -> PolicySetup:
+    """Start the policy process if the options ask for one, and tell this process's future children where it is.
+
+    ``speculates`` is whether the server drafts at all. Returns at once: nobody waits for the policy process. Raises
+    ConfigError if the options can't work. Calling it again changes nothing.
+    """
+    global _current
+    if _current is None:
+        _current = _start(speculates)
+        atexit.register(stop)
+    os.environ[config.SERVER_ENV] = _current.server
+    if _current.endpoint is None:
+        os.environ.pop(config.ENDPOINT_ENV, None)
+    else:
+        os.environ[config.ENDPOINT_ENV] = _current.endpoint
+    return _current
+
+
+def stop() -> None:
+    """End the policy process, if it is ours. Calling it again does nothing."""
+    global _current, _directory
+    if _current is not None and _current.supervisor is not None:
+        _current.supervisor.stop()
+    if _directory is not None:
+        _directory.close()
+    _current = _directory = None
+    os.environ.pop(config.ENDPOINT_ENV, None)
+
+
+def _start(speculates: bool) -> PolicySetup:
+    global _directory
+    from sglang_nightjar.policy import config_file
+
+    options = config.from_environment()
+    settings = config_file.load(options.config)
+    server = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    policy = options.policy or settings.policy.name
+    endpoint = options.policy_endpoint or settings.link.endpoint
+    detail = ""
+    if not speculates:
+        detail = "this server does not speculate, so there is nothing to choose"
+    elif policy == config.OFF:
+        detail = "the policy is off, so SGLang's own settings hold"
+    if detail:
+        logger.info("Nightjar: no policy process is started: %s.", detail)
+        return PolicySetup(None, server, config.OFF, detail)
+    if endpoint is not None:
+        logger.info("Nightjar: the policy process at %s steers this server.", endpoint)
+        return PolicySetup(endpoint, server, keys=settings.link.keys)
+    _directory = PrivateDirectory()
+    file = _Socket(_directory)
+    endpoint = f"ipc://{file.path}"
+    args = ["--endpoint", endpoint]
+    args += ["--config", options.config] if options.config else []
+    args += ["--policy", options.policy] if options.policy else []
+    supervisor = Supervisor(
+        "policy process",
+        MODULE,
+        args,
+        env=_environment(),
+        prepare=file.prepare,
+        is_broken=file.is_broken,
+        say=logger,
+    )
+    supervisor.start()
+    logger.info("Nightjar: policy %s, in a process of its own at %s.", policy, endpoint)
+    return PolicySetup(endpoint, server, policy, supervisor=supervisor)
+
+
+def _environment() -> dict[str, str]:
+    # It is a small program beside a server that wants every core: no thread pools for its linear algebra.
+    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    # Unbuffered, so that what it says last is not lost when it is killed.
+    return {**os.environ, **threads, "PYTHONUNBUFFERED": "1"}
+
+
+class _Socket:
+    """The policy process's socket file, on which a new connection depends."""
+
+    def __init__(self, directory: PrivateDirectory):
+        self.path = directory.path / "policy.sock"
+        self._directory = directory
+        self._seen = False
+        self._missing = 0
+
+    def prepare(self) -> None:
+        """Before a start: the directory is there and private. Raises OSError."""
+        self._directory.ensure()
+        self._seen, self._missing = False, 0
+
+    def is_broken(self) -> str | None:
+        """Say so if the file was there and is gone: nobody new could connect."""
+        exists = self.path.exists()
+        self._seen = self._seen or exists
+        self._missing = 0 if exists or not self._seen else self._missing + 1
+        return f"its socket {self.path} was deleted" if self._missing >= _SOCKET_GRACE_CHECKS else None
