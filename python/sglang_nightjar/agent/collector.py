@@ -42,12 +42,14 @@ class Totals:
     Attributes:
         iterations: decode iterations.
         time_ns_by_gamma: their duration.
+        verified: requests in decode iterations, summed; each gained one token besides the accepted ones.
         proposed, accepted: draft tokens.
         retractions: requests retracted.
     """
 
     iterations: int = 0
     time_ns_by_gamma: dict[int, int] = field(default_factory=dict)
+    verified: int = 0
     proposed: int = 0
     accepted: int = 0
     retractions: int = 0
@@ -95,6 +97,7 @@ class Collector:
         totals = self.totals
         totals.iterations += 1
         totals.time_ns_by_gamma[gamma] = totals.time_ns_by_gamma.get(gamma, 0) + iteration_ns
+        totals.verified += batch_size
         totals.proposed += gamma * batch_size
         committed_drafts = sum(accepted)
         totals.accepted += committed_drafts

@@ -33,7 +33,7 @@ def rank_status(agent: SchedulerAgent) -> dict[str, Any]:
         "link": _link(agent),
         "overhead_us": {"p50": round(overhead.p50, 1), "p99": round(overhead.p99, 1)},
         "seconds_by_gamma": {str(gamma): ns / 1e9 for gamma, ns in sorted(totals.time_ns_by_gamma.items())},
-        "draft_tokens": {"proposed": totals.proposed, "accepted": totals.accepted},
+        "draft_tokens": {"verified": totals.verified, "proposed": totals.proposed, "accepted": totals.accepted},
         "switches": [
             {"from": before, "to": after, "source": source, "count": count}
             for (before, after, source), count in sorted(agent.regimes.switches.items())
