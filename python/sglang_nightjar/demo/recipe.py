@@ -78,6 +78,7 @@ def make_head(
     Raises:
         ValueError: if there are no features yet, or `start` has another shape than `recipe` asks for.
     """
+    keep_freed_memory()
     target, corpus, store = _open(recipe, folder, checkpoint, device, say)
     if not store.paths():
         raise ValueError(f"{folder} has no finished answers to train on")
@@ -97,7 +98,6 @@ def _open(
     recipe: Recipe, folder: Path, checkpoint: Path, device: str | None, say: Callable
 ) -> tuple[LlamaModel, Corpus, FeatureStore]:
     folder.mkdir(parents=True, exist_ok=True)
-    keep_freed_memory()
     where, dtype = pick_device(device)
     say(f"target on {where} in {dtype}".replace("torch.", ""))
     corpus = Corpus(folder / "corpus", checkpoint, recipe.corpus, recipe.sampling)
@@ -116,16 +116,18 @@ def prepare(
 ) -> Trainer:
     """A trainer with the draft vocabulary counted on the corpus, or the one stored by an earlier start of this run."""
     path = folder / "vocab.pt"
+    earlier = DraftHead.load(start, target) if start else None
     if not path.exists():
-        vocab, covered = count_vocab(corpus.folder, recipe.head.draft_vocab, target.shape.vocab)
+        known = earlier.vocab if earlier else None
+        vocab, covered = count_vocab(corpus.folder, recipe.head.draft_vocab, target.shape.vocab, known)
         say(f"draft vocabulary: {len(vocab)} tokens cover {covered:.2%} of the answers")
         torch.save({"vocab": vocab, "covered": covered}, path)
     stored = torch.load(path, weights_only=True)
     vocab = stored["vocab"].to(target.device)
     trainer = Trainer(folder, target, recipe.head, vocab, recipe.train, store.residual_rms())
     trainer.covered = stored["covered"]
-    if start is not None and trainer.step == 0:
-        trainer.head.adopt(DraftHead.load(start, target))
+    if earlier and trainer.step == 0:
+        trainer.head.adopt(earlier)
         say(f"going on from the head in {start}")
     return trainer
 

@@ -50,12 +50,18 @@ class TrainPlan:
         return min(1.0, (step + 1) / self.warmup, max(left, 0.0))
 
 
-def count_vocab(shards: Path, size: int, full: int) -> tuple[torch.Tensor, float]:
-    """The `size` tokens most frequent in the answers, ascending, and the share of answer tokens that they cover."""
+def count_vocab(shards: Path, size: int, full: int, known: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+    """The `size` tokens most frequent in the answers, ascending, and the share of answer tokens that they cover.
+
+    Among rare tokens those `known` from a head to go on from come first: it was counted on other text.
+    """
     counts = torch.zeros(full, dtype=torch.int64)
     for a in load_shards(shards):
         counts += torch.bincount(a.tokens[a.prompt_length :].long(), minlength=full)
-    chosen = counts.topk(size).indices.sort().values
+    rank = counts.double()
+    if known is not None:
+        rank[known.cpu()] += 1.5
+    chosen = rank.topk(size).indices.sort().values
     return chosen, float(counts[chosen].sum() / counts.sum())
 
 
