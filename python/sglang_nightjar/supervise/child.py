@@ -15,8 +15,8 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
-# A policy that allocates without end gets a MemoryError long before the machine runs out. Address space, not resident
-# memory: it counts what libraries map, too, so it is generous.
+# Whoever allocates without end gets a MemoryError long before the machine runs out. Address space, not resident memory:
+# it counts what libraries map, too, so it is generous. A soft limit: the child may set one that it knows to be right.
 ADDRESS_SPACE_BYTES = 4 << 30
 
 
@@ -29,7 +29,9 @@ def main(argv: list[str]) -> None:
         raise SystemExit(1)
     # A terminal's Ctrl-C is for the server: it finishes its requests, and this process is needed until then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or hard > ADDRESS_SPACE_BYTES:
+        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, hard))
     with contextlib.suppress(OSError):
         # If the machine does run out of memory, the kernel is to end this process and not the server.
         Path("/proc/self/oom_score_adj").write_text("1000")
