@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sglang_nightjar.errors import ConfigError
+from sglang_nightjar.policy import config_file
+from sglang_nightjar.policy.config_file import Config, PolicySection
 
 PREFIX = "--nightjar-"
 STRICT_ENV = "NIGHTJAR_STRICT"
@@ -148,6 +150,24 @@ def _checked(options: Options, names: Mapping[str, str]) -> Options:
                 "servers may share. Leave this out, and use `nightjar policy set` to change it"
             )
     return Options(options.strict, config, policy, endpoint)
+
+
+def load_file(path: str | None) -> Config:
+    """The YAML config at ``path``, or the defaults. Raises ConfigError."""
+    return Config() if path is None else config_file.load(Path(path))
+
+
+def wanted_policy(options: Options, settings: Config) -> str:
+    """Name or path of the policy that was asked for."""
+    return options.policy or settings.policy.path or settings.policy.name or ""
+
+
+def policy_section(options: Options, settings: Config) -> PolicySection:
+    """The policy that a policy process of our own has at its start: the config's, unless an option names another."""
+    name = options.policy
+    if name is None or name in (settings.policy.name, settings.policy.path):
+        return settings.policy
+    return PolicySection(path=name) if is_path(name) else PolicySection(name=name)
 
 
 def is_path(policy: str) -> bool:

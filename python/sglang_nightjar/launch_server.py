@@ -11,7 +11,7 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-from sglang_nightjar import config
+from sglang_nightjar import config, policy_check
 from sglang_nightjar.errors import ConfigError
 from sglang_nightjar.patches.seams import Seam
 
@@ -48,10 +48,11 @@ def main(argv: list[str]) -> None:
     _exit_on_signals()
     try:
         options, argv = config.split(argv)
+        policy_check.check(options)
         options.export()
         if _asks_for_cpu(argv):
             os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
-        server_args = _server_args(argv)
+        server_args = _server_args(argv, options)
     except ConfigError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -63,7 +64,7 @@ def _asks_for_cpu(argv: list[str]) -> bool:
     return "--device=cpu" in argv or ("--device", "cpu") in itertools.pairwise(argv)
 
 
-def _server_args(argv: list[str]) -> Any:
+def _server_args(argv: list[str], options: config.Options) -> Any:
     """Parse, fill in the demo pair, check, and let SGLang resolve the rest. Raises ConfigError."""
     _prepare()
     # SGLang's import takes seconds, so flags of our own were checked before it.
@@ -78,6 +79,7 @@ def _server_args(argv: list[str]) -> Any:
     if args.model_path is None:
         argv, args = _parse(argv + _demo_flags(args))
     preflight.check(args)
+    policy_check.check_steerable(options, args)
     try:
         return prepare_server_args(argv)
     except (ValueError, AssertionError) as error:

@@ -36,7 +36,8 @@ def free_port() -> int:
 
 def clean_environment(**extra: str) -> dict[str, str]:
     """The environment of a user who has not turned Nightjar on (pytest's own process may have)."""
-    ours = ("NIGHTJAR_ACTIVE", "NIGHTJAR_STRICT", "SGLANG_USE_CPU_ENGINE")
+    ours = ("NIGHTJAR_ACTIVE", "NIGHTJAR_STRICT", "NIGHTJAR_CONFIG", "NIGHTJAR_POLICY", "NIGHTJAR_POLICY_ENDPOINT")
+    ours += ("NIGHTJAR_ENDPOINT", "NIGHTJAR_SERVER", "SGLANG_USE_CPU_ENGINE")
     return {name: value for name, value in os.environ.items() if name not in ours} | extra
 
 
@@ -54,10 +55,12 @@ class Server:
     Attributes:
         url: its root, without a slash at the end.
         log: the file that it writes to.
+        key: API key that ``get`` and ``post`` send, if any.
     """
 
-    def __init__(self, flags: Sequence[str], log: Path, **env: str):
+    def __init__(self, flags: Sequence[str], log: Path, key: str | None = None, **env: str):
         port = free_port()
+        self.key = key
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         command = [sys.executable, "-m", LAUNCHER, "--port", str(port), *flags]
@@ -102,14 +105,17 @@ class Server:
 
     def post(self, path: str, body: dict[str, Any], timeout: float = 300.0) -> Any:
         """POST JSON and return the JSON answer. Raises urllib.error.HTTPError for a status of 400 or more."""
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            return json.load(response)
+        return self._ask(path, timeout, json.dumps(body).encode())
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=60) as response:
+        return self._ask(path, 60)
+
+    def _ask(self, path: str, timeout: float, data: bytes | None = None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(self.url + path, data, headers)
+        with urllib.request.urlopen(request, timeout=timeout) as response:
             return json.load(response)
 
     def generate(self, text: Any, **params: Any) -> Any:

@@ -52,15 +52,15 @@ def current() -> PolicySetup | None:
     return _current
 
 
-def start(speculates: bool) -> PolicySetup:
+def start(obstacle: str = "") -> PolicySetup:
     """Start the policy process if the options ask for one, and tell this process's future children where it is.
 
-    ``speculates`` is whether the server drafts at all. Returns at once: nobody waits for the policy process. Raises
-    ConfigError if the options can't work. Calling it again changes nothing.
+    ``obstacle`` says why γ can't be chosen on this server, as a clause; then none is started. Returns at once: nobody
+    waits for the policy process. Raises ConfigError if the options can't work. Calling it again changes nothing.
     """
     global _current
     if _current is None:
-        _current = _start(speculates)
+        _current = _start(obstacle)
         atexit.register(stop)
     os.environ[config.SERVER_ENV] = _current.server
     if _current.endpoint is None:
@@ -81,26 +81,20 @@ def stop() -> None:
     os.environ.pop(config.ENDPOINT_ENV, None)
 
 
-def _start(speculates: bool) -> PolicySetup:
+def _start(obstacle: str) -> PolicySetup:
     global _directory
-    from sglang_nightjar.policy import config_file
-
     options = config.from_environment()
-    settings = config_file.load(options.config)
+    settings = config.load_file(options.config)
     server = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    policy = options.policy or settings.policy.name
-    endpoint = options.policy_endpoint or settings.link.endpoint
-    detail = ""
-    if not speculates:
-        detail = "this server does not speculate, so there is nothing to choose"
-    elif policy == config.OFF:
-        detail = "the policy is off, so SGLang's own settings hold"
-    if detail:
-        logger.info("Nightjar: no policy process is started: %s.", detail)
-        return PolicySetup(None, server, config.OFF, detail)
-    if endpoint is not None:
+    policy = config.wanted_policy(options, settings)
+    if policy == config.OFF:
+        obstacle = "the policy is off, so SGLang's own settings hold"
+    if obstacle:
+        logger.info("Nightjar: no policy process is started: %s.", obstacle)
+        return PolicySetup(None, server, config.OFF, obstacle)
+    if endpoint := options.policy_endpoint or settings.link.endpoint:
         logger.info("Nightjar: the policy process at %s steers this server.", endpoint)
-        return PolicySetup(endpoint, server, keys=settings.link.keys)
+        return PolicySetup(endpoint, server, keys=Path(settings.link.keys) if settings.link.keys else None)
     _directory = PrivateDirectory()
     file = _Socket(_directory)
     endpoint = f"ipc://{file.path}"
