@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import zmq
-from helpers.policy_load import make_hello
 
+from helpers.policy_load import make_hello
 from sglang_nightjar.core.messages import (
     MAX_REPLY_BYTES,
     HelloWanted,

@@ -36,7 +36,7 @@ class PolicySection:
     path: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
     seed: int = field(default=0, metadata={"min": 0, "max": 2**53})
-    timeout: float = field(default=1.0, metadata={"min": 0.05, "max": 60.0})
+    timeout: float = field(default=3.0, metadata={"min": 0.05, "max": 60.0})
     memory_mb: int = field(default=1024, metadata={"min": 64, "max": 1_048_576})
 
     def __post_init__(self) -> None:
