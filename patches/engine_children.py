@@ -25,6 +25,12 @@ SEAMS = (
         "schedulers would start without the CPU engine",
     ),
     Seam(
+        f"{_ENGINE}:run_data_parallel_controller_process",
+        None,
+        "field",
+        "the schedulers of several replicas would start without the CPU engine",
+    ),
+    Seam(
         f"{_ENGINE}:Engine._launch_detokenizer_subprocesses",
         ("server_args", "port_args", "run_detokenizer_process_func"),
         "hook",
@@ -40,10 +46,13 @@ def launch_schedulers(
     port_args: Any,
     run_scheduler_process_func: Callable[..., Any],
 ) -> Any:
+    from sglang.srt.entrypoints import engine
     from sglang.srt.managers.scheduler import run_scheduler_process
 
     if run_scheduler_process_func is run_scheduler_process:
         run_scheduler_process_func = process.run_scheduler_process
+    # SGLang takes this target from its module.
+    engine.run_data_parallel_controller_process = process.run_data_parallel_controller_process
     return original(cls, server_args, port_args, run_scheduler_process_func)
 
 

@@ -39,8 +39,8 @@ def check(args: Any) -> None:
 
 def check_cpu(args: Any) -> None:
     """Raise ConfigError for what the CPU engine can't do. Also called for ``sglang.Engine``."""
-    if args.tp_size > 1 or args.pp_size > 1 or args.dp_size > 1:
-        raise ConfigError("the CPU engine runs one process: leave tp_size, pp_size and dp_size at 1")
+    if args.pp_size > 1:
+        raise ConfigError(f"pp_size={args.pp_size}: the CPU engine has no pipeline of processes: leave it at 1")
     if args.page_size not in (None, 1):
         raise ConfigError(f"page_size={args.page_size} needs Triton, which the CPU engine has not: use 1")
     if args.quantization is not None:

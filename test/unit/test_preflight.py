@@ -131,7 +131,7 @@ def test_missing_adaptive_config(folder) -> None:
 @pytest.mark.parametrize(
     "given, words",
     [
-        ({"tp_size": 2}, "one process"),
+        ({"pp_size": 2}, "pp_size=2"),
         ({"page_size": 16}, "page_size=16"),
         ({"quantization": "fp8"}, "quantization='fp8'"),
         ({"speculative_algorithm": "NGRAM"}, "speculative_algorithm='NGRAM'"),

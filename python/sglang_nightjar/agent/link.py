@@ -11,24 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import zmq
-import zmq.auth
 
-from sglang_nightjar.core import messages
-from sglang_nightjar.errors import ConfigError
+from sglang_nightjar.policy import endpoint as endpoints
 
 logger = logging.getLogger(__name__)
 
-#: Frames that wait in ZMQ for a slow policy process; what comes after them waits with us, and is bounded there.
-SEND_QUEUE = 64
-
-#: Frames from the policy process that wait for the scheduler, which may compute for seconds. ZMQ makes the sender wait
-#: when they are full, so nothing grows without bound.
-RECEIVE_QUEUE = 256
-
 #: Most frames read at once: a flood of rubbish must not hold up an iteration.
 RECEIVE_AT_ONCE = 16
-
-_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
 
 class LinkState(enum.Enum):
@@ -44,52 +33,35 @@ class Link:
     """A DEALER that finds the policy process again by itself whenever it went away.
 
     Attributes:
+        connected: whether anybody is at the other end, as of the last `notice_events`.
         sent: frames handed to ZMQ.
         connections: how often a connection was made.
     """
 
     def __init__(self, endpoint: str, keys: Path | None = None):
-        """``keys`` is a directory that `nightjar policy keys` made. Raises ConfigError for ``tcp://`` without keys."""
+        """``keys`` is a directory of CURVE keys. Raises ConfigError for ``tcp://`` without keys."""
         self.endpoint = endpoint
+        self.connected = False
         self.sent = 0
         self.connections = 0
-        self._connected = False
         self._context = zmq.Context(io_threads=1)
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.linger = 0
-        # Without it frames for a policy process that is away would pile up, and be old news when it returns.
-        self._socket.immediate = True
-        self._socket.sndhwm = SEND_QUEUE
-        self._socket.rcvhwm = RECEIVE_QUEUE
-        self._socket.maxmsgsize = 16 * messages.MAX_FRAME_BYTES
-        self._socket.reconnect_ivl = 50
-        self._socket.reconnect_ivl_max = 500
-        if endpoint.startswith("tcp://"):
-            # A cable that was pulled says nothing; on one machine the kernel tells.
-            self._socket.heartbeat_ivl = 1000
-            self._socket.heartbeat_timeout = 5000
-            _use_keys(self._socket, endpoint, keys)
-        self._monitor = self._socket.get_monitor_socket(_EVENTS)
-        self._socket.connect(endpoint)
-
-    @property
-    def connected(self) -> bool:
-        return self._connected
+        self._socket = endpoints.connect(self._context, endpoint, keys)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
 
     def notice_events(self) -> bool:
         """Look whether the connection came or went; return whether a new one was made."""
-        made = False
         # Asking costs 1 µs, a receive in vain 3 µs.
-        while _readable(self._monitor):
+        while _events(self._monitor) & zmq.POLLIN:
             event, _address = self._monitor.recv_multipart(zmq.NOBLOCK)
-            number = int.from_bytes(event[:2], "little")
-            self._connected = number == zmq.EVENT_HANDSHAKE_SUCCEEDED
-            if self._connected:
-                made = True
-                self.connections += 1
-            elif number == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                rate_limited.warning("the policy process at %s did not accept our key", self.endpoint)
-        return made
+            self.connected = False
+            if int.from_bytes(event[:2], "little") == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                rate_limited.warning("the policy process at %s does not accept our key", self.endpoint)
+        # Without a connection nothing can be sent (the socket is "immediate"), so being able to means there is one.
+        if self.connected or not _events(self._socket) & zmq.POLLOUT:
+            return False
+        self.connected = True
+        self.connections += 1
+        return True
 
     def send(self, frame: bytes) -> bool:
         """Hand ``frame`` to ZMQ; False if it can take no more now, or nobody is there."""
@@ -103,7 +75,7 @@ class Link:
     def receive(self) -> Iterator[bytes]:
         """The frames that have arrived, at most RECEIVE_AT_ONCE."""
         for _ in range(RECEIVE_AT_ONCE):
-            if not _readable(self._socket):
+            if not _events(self._socket) & zmq.POLLIN:
                 return
             yield self._socket.recv(zmq.NOBLOCK)
 
@@ -115,18 +87,8 @@ class Link:
         self._context.term()
 
 
-def _readable(socket: zmq.Socket) -> bool:
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
-
-
-def _use_keys(socket: zmq.Socket, endpoint: str, keys: Path | None) -> None:
-    if keys is None:
-        raise ConfigError(f"{endpoint}: tcp:// needs keys (`nightjar policy keys DIR`, link.keys in the config)")
-    try:
-        socket.curve_publickey, socket.curve_secretkey = zmq.auth.load_certificate(keys / "client.key_secret")
-        socket.curve_serverkey, _ = zmq.auth.load_certificate(keys / "server.key")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{endpoint}: the keys in {keys} can't be used: {error}") from None
+def _events(socket: zmq.Socket) -> int:
+    return int(socket.getsockopt(zmq.EVENTS))
 
 
 class OncePerMinute:

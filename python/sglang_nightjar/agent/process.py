@@ -28,9 +28,16 @@ SEAMS = (
     ),
     Seam("sglang.srt.managers.scheduler:run_scheduler_process", None, "call", "to run a scheduler"),
     Seam("sglang.srt.managers.detokenizer_manager:run_detokenizer_process", None, "call", "to run the detokenizer"),
+    Seam(
+        "sglang.srt.managers.data_parallel_controller:run_data_parallel_controller_process",
+        ("server_args", "port_args", "pipe_writer", "run_scheduler_process_func"),
+        "call",
+        "to start the schedulers of several replicas",
+    ),
 )
 
-# "main" is the process of the launcher, Engine or Runtime; "scheduler" is one rank's; "doctor" only looks.
+# "main" is the process of the launcher, Engine or Runtime; "scheduler" is one rank's; "controller" starts the
+# schedulers of several replicas and hands requests out among them; "doctor" only looks.
 role = "main"
 
 
@@ -54,6 +61,17 @@ def run_detokenizer_process(*args: Any, **kwargs: Any) -> Any:
     role = "detokenizer"
     from sglang.srt.managers.detokenizer_manager import run_detokenizer_process as run
 
+    return run(*args, **kwargs)
+
+
+def run_data_parallel_controller_process(*args: Any, **kwargs: Any) -> Any:
+    """Target of the process that starts the schedulers of several replicas; SGLang loads no plugins in it."""
+    global role
+    role = "controller"
+    from sglang.srt.managers.data_parallel_controller import run_data_parallel_controller_process as run
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()
     return run(*args, **kwargs)
 
 

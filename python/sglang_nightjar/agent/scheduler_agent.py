@@ -44,7 +44,7 @@ class SchedulerAgent:
         if settings.endpoint and self.place.decides:
             hello = identity.hello_maker(scheduler, self.place, selector)
             sender = identity.sender(f"dp{self.place.dp_rank}")
-            self.client = PolicyClient(Link(settings.endpoint), sender, hello, settings.stale_after_s)
+            self.client = PolicyClient(Link(settings.endpoint, settings.keys), sender, hello, settings.stale_after_s)
             self.steering = Steering(self.client, selector)
 
     def after_pull(self, requests: list[Any] | None) -> None:
