@@ -8,6 +8,7 @@ from sglang_nightjar import __version__
 from sglang_nightjar.demo import cli as demo
 from sglang_nightjar.errors import ConfigError
 from sglang_nightjar.observe import cli as observe
+from sglang_nightjar.policy import cli as policy
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_doctor(commands)
     observe.add_status(commands)
     _add_policy(commands)
+    policy.add_replay(commands)
     demo.add_parser(commands)
     args = parser.parse_args(argv)
     try:
@@ -40,6 +42,7 @@ def _add_policy(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser = commands.add_parser("policy", help="the policies, and which one is in charge of a running server")
     policy_commands = parser.add_subparsers(title="policy commands", required=True)
     observe.add_policy_commands(policy_commands)
+    policy.add_policy_commands(policy_commands)
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -51,7 +51,7 @@ def serve(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C. Raises ConfigError."""
     config = configure(args)
     logging.basicConfig(
-        level=args.log_level.upper(), format="%(asctime)s nightjar policy: %(message)s", stream=sys.stderr
+        level=args.log_level.upper(), format="%(asctime)s nightjar policy %(levelname)s: %(message)s", stream=sys.stderr
     )
     import zmq
 

@@ -1,0 +1,160 @@
+"""Hot swap by request and by saving the config; shadows."""
+
+import json
+import os
+import time
+
+import pytest
+from helpers.policy_process import Peer, PolicyProcess, eventually
+
+from sglang_nightjar.core.messages import Request
+
+CONFIG = "policy: {name: static, params: {gamma: 3}}\n"
+
+
+@pytest.fixture
+def process(tmp_path):
+    started = PolicyProcess(tmp_path / "p", config=CONFIG)
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def agent(process):
+    peer = Peer(process.endpoint)
+    peer.hello()
+    peer.plan(20)
+    yield peer
+    peer.close()
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.long)])
+def test_many_swaps_in_a_row(process, agent, count):
+    """Under telemetry, without a gap in the signs of life, and nothing is left behind."""
+    wanted = [("static", {"gamma": 1}), ("off", {}), ("ema", {}), ("nightjar", {"bin_iterations": 2})]
+    longest, last, number = 0.0, time.monotonic(), 0
+    files = len(os.listdir(f"/proc/{process.process.pid}/fd"))
+    for index in range(count):
+        name, params = wanted[index % len(wanted)]
+        seq = agent.next_seq()
+        agent.send(Request(agent.sender, seq, "policy_set", {"name": name, "params": params}))
+        while seq not in agent.replies:
+            agent.iterate()
+            message = agent.receive(0.02)
+            if message is agent.plans[-1]:
+                longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        reply = agent.replies.pop(seq)
+        assert reply.ok, reply.error
+        assert reply.body["name"] == name
+        number += 1
+    status = agent.status()
+    assert status["counters"]["policy_swaps"] == number == count
+    assert status["counters"]["policy_errors"] == 0
+    assert longest < 1.0, "an agent would have fallen back"
+    assert len(process.children()) == 1
+    assert len(os.listdir(f"/proc/{process.process.pid}/fd")) <= files + 4
+
+
+def test_the_new_policy_is_warm(process, agent):
+    """It knows what came before it was there, so it does not start with the start γ again."""
+    for index in range(400):
+        gamma = (0, 1, 3, 5)[index % 4]
+        agent.iterate(8, gamma, iteration_ns=1_000_000 if gamma == 1 else 50_000_000, committed=8)
+    assert agent.ask("policy_set", name="nightjar").ok
+    plan = agent.plan(matching=lambda plan: plan.policy == "nightjar")
+    assert plan.gamma_for(60) == 1
+    assert agent.ask("policy_get").body["records"] >= 400
+
+
+class TestConfig:
+    def save(self, process, text):
+        process.config.write_text(text)
+
+    def error(self, agent):
+        return agent.status()["config"]["error"]
+
+    def test_a_save_swaps(self, process, agent):
+        self.save(process, "policy: {name: off}\n")
+        assert agent.plan(20, lambda plan: plan.policy == "off").gamma_for(1) == 0
+        self.save(process, "policy: {name: static}\nlink: {stale_after: 2}\n")
+        assert agent.plan(20, lambda plan: plan.policy == "static").gamma_for(1) == 5
+        assert agent.plan().valid_for_ms == 2000
+
+    @pytest.mark.parametrize(
+        "text, said",
+        [
+            ("policy: {name: [", "no YAML"),
+            ("policy: {name: off}\nshadw: []\n", "shadw: there is no such setting"),
+            ("policy: {name: 3}\n", "policy.name: 3 must be a text"),
+            ("policy: {name: nope}\n", "policy.name: 'nope' must be one of"),
+            ("policy: {name: static, params: {gamma: x}}\n", "policy.params.gamma: 'x' must be an integer"),
+            ("policy: {name: off}\nlog: {path: /proc/none/log}\n", "log.path: /proc/none/log"),
+            (None, "No such file"),
+        ],
+    )
+    def test_a_broken_save_changes_nothing_and_says_why(self, process, agent, text, said):
+        if text is None:
+            process.config.unlink()
+        else:
+            self.save(process, text)
+        error = eventually(lambda: self.error(agent), within=20)
+        assert said in error
+        assert said in process.said()
+        assert agent.plan().gamma_for(1) == 3
+        assert agent.ask("policy_get").body["params"] == {"gamma": 3}
+        self.save(process, "policy: {name: off}\n")
+        agent.plan(20, lambda plan: plan.policy == "off")
+        assert self.error(agent) == ""
+
+    def test_half_written_it_waits(self, process, agent):
+        """A writer that takes its time: neither half is applied, and no error comes of it."""
+        text = "policy: {name: off}\nshadow: [{name: ema}]\n"
+        with process.config.open("w") as file:
+            for character in text:
+                file.write(character)
+                file.flush()
+                time.sleep(0.02)
+        agent.plan(20, lambda plan: plan.policy == "off")
+        assert [shadow["name"] for shadow in agent.status()["shadow"]] == ["ema"]
+        assert "no YAML" not in process.said()
+
+    def test_what_cannot_change_live_is_refused_with_the_reason(self, process, agent):
+        self.save(process, "policy: {name: off}\nlink: {endpoint: 'ipc:///elsewhere/p', fallback: 1}\n")
+        agent.plan(20, lambda plan: plan.policy == "off")
+        error = eventually(lambda: self.error(agent))
+        assert "link.endpoint can't change" in error and "link.fallback" in error
+
+    def test_candidates_are_narrowed_live(self, process, agent):
+        self.save(process, CONFIG + "gamma: {candidates: [0, 1]}\n")
+        assert agent.plan(20, lambda plan: plan.gamma_for(1) == 1).policy == "static"
+        assert agent.status()["agents"][0]["candidates"] == [0, 1]
+        self.save(process, CONFIG + "gamma: {candidates: [60]}\n")
+        eventually(lambda: "can run none of them" in process.said(), within=20)
+        assert agent.plan(20, lambda plan: plan.gamma_for(1) == 3)
+
+    def test_a_save_of_something_else_keeps_a_policy_that_was_set(self, process, agent):
+        assert agent.ask("policy_set", name="off").ok
+        self.save(process, CONFIG + "shadow: [{name: ema}]\n")
+        eventually(lambda: agent.status()["shadow"])
+        assert agent.ask("policy_get").body["name"] == "off"
+
+
+def test_shadows_are_logged_and_decide_nothing(tmp_path):
+    log = tmp_path / "log"
+    config = f"policy: {{name: static}}\nshadow: [{{name: off}}]\nlog: {{path: {log}}}\n"
+    process = PolicyProcess(tmp_path / "p", config=config)
+    agent = Peer(process.endpoint)
+    try:
+        agent.hello()
+        agent.plan(20)
+        eventually(lambda: any(d["shadow"] for d in agent.ask("decisions").body["decisions"]))
+        agent.iterate()
+        agent.plan()
+        assert {plan.policy for plan in agent.plans} == {"static"}
+    finally:
+        agent.close()
+        process.stop()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    plans = [(line["shadow"], line["frame"]["policy"], line["frame"]["plan_id"] == 0) for line in lines if "to" in line]
+    assert sorted(plans) == [(False, "static", False), (True, "off", True)]
+    assert [line["frame"]["type"] for line in lines if "frame" in line and "to" not in line] == ["hello", "telemetry"]
