@@ -9,6 +9,7 @@ from sglang_nightjar.agent import identity
 from sglang_nightjar.agent.client import PolicyClient
 from sglang_nightjar.agent.collector import Collector
 from sglang_nightjar.agent.decision import Decision
+from sglang_nightjar.agent.interval import ProposedInLogInterval
 from sglang_nightjar.agent.link import Link, rate_limited
 from sglang_nightjar.agent.overhead import Overhead
 from sglang_nightjar.agent.regimes import RegimeLog
@@ -34,6 +35,7 @@ class SchedulerAgent:
         self.selector = selector
         self.overhead = Overhead()
         self.collector = Collector(scheduler, selector.launches)
+        self.interval = ProposedInLogInterval()
         self.errors = 0
         self.applied_iteration = 1
         self.place = identity.Place.of(scheduler)
