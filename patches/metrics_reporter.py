@@ -29,10 +29,6 @@ SEAMS = (
         "hook",
         "to divide by what was proposed",
     ),
-    *(
-        Seam(f"{_CLASS}.{name}", None, "field", "to know when an interval ends")
-        for name in ("forward_ct_decode", "decode_log_interval", "spec_num_forward_ct")
-    ),
 )
 
 

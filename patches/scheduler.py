@@ -4,6 +4,7 @@ It starts when the scheduler has its workers, applies what came with the request
 SGLang has processed it. The scheduler's own method is called in all cases, and an exception of ours stays with us.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -23,6 +24,12 @@ SEAMS = (
     Seam(f"{_CLASS}.process_batch_result", ("batch", "result"), "hook", "telemetry after every decode iteration"),
     Seam(f"{_CLASS}.on_idle", (), "hook", "to send what is left when nothing runs"),
     Seam(f"{_CLASS}.get_internal_state", ("recv_req",), "hook", "GET /nightjar/status"),
+    Seam(
+        "sglang.srt.managers.schedule_batch:Req.__init__",
+        None,
+        "call",
+        "its spec_num_cap_tokens counts what was proposed",
+    ),
     Seam(_RETRACT, ("server_args",), "hook", "to count retractions"),
     Seam(
         "sglang.utils:TypeBasedDispatcher.__iadd__",
@@ -49,9 +56,14 @@ def start_agent(_result: None, scheduler: Any) -> None:
     scheduler._request_dispatcher += TypeBasedDispatcher([(Decision, agent.apply)])
 
 
-def after_result(_result: None, _scheduler: Any, batch: Any, result: Any) -> None:
-    if (agent := scheduler_agent.current) is not None:
-        agent.guarded(agent.after_result, batch, result)
+def around_result(original: Callable[..., None], scheduler: Any, batch: Any, result: Any) -> None:
+    agent = scheduler_agent.current
+    if agent is None:
+        original(scheduler, batch, result)
+        return
+    agent.guarded(agent.before_result, batch, result)
+    original(scheduler, batch, result)
+    agent.guarded(agent.after_result, batch, result)
 
 
 def after_idle(_result: None, _scheduler: Any) -> None:
@@ -72,9 +84,9 @@ def count_retractions(answer: tuple[list[Any], float, list[Any]], _batch: Any, s
 def apply() -> None:
     for name, hook in (
         ("init_request_dispatcher", start_agent),
-        ("process_batch_result", after_result),
         ("on_idle", after_idle),
         ("get_internal_state", add_status),
     ):
         HookRegistry.register(f"{_CLASS.replace(':', '.')}.{name}", hook, HookType.AFTER)
+    HookRegistry.register(f"{_CLASS.replace(':', '.')}.process_batch_result", around_result, HookType.AROUND)
     HookRegistry.register(_RETRACT.replace(":", "."), count_retractions, HookType.AFTER)

@@ -1,14 +1,17 @@
-"""managers/tokenizer_manager.py, SGLang 0.5.17: report the requests that arrive, as they go to the schedulers.
+"""managers/tokenizer_manager.py, SGLang 0.5.17: report the requests that arrive, and each answer's true acceptance.
+
+SGLang takes each verification for one with the γ of the start. The schedulers count what was really proposed, in a
+field that only DSpark drafts use otherwise (see agent/scheduler_agent.py).
 
 With several tokenizer processes SGLang loads no plugins in them, so nothing is reported there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_nightjar.agent import arrivals, settings
+from sglang_nightjar.agent import arrivals, candidates, settings
 from sglang_nightjar.agent.link import rate_limited
 from sglang_nightjar.patches.seams import Seam
 
@@ -19,6 +22,16 @@ _CLASS = "sglang.srt.managers.tokenizer_manager:TokenizerManager"
 SEAMS = (
     Seam(f"{_CLASS}._send_one_request", ("tokenized_obj",), "hook", "to report arrivals"),
     Seam(f"{_CLASS}._send_batch_request", ("tokenized_objs",), "hook", "to report arrivals"),
+    Seam(
+        f"{_CLASS}._calculate_spec_decoding_metrics",
+        ("meta_info", "recv_obj", "i"),
+        "hook",
+        "the acceptance rate of an answer while γ changes",
+    ),
+    *(
+        Seam(f"sglang.srt.managers.io_struct:BatchStrOutput.{name}", None, "field", "the acceptance rate of an answer")
+        for name in ("spec_verify_ct", "spec_num_correct_drafts", "spec_num_cap_tokens")
+    ),
     Seam(
         "sglang.srt.managers.utils:is_health_check_generate_req",
         ("recv_req",),
@@ -53,6 +66,25 @@ def _note(manager: Any, requests: Sequence[Any]) -> None:
         rate_limited.warning("arrivals can't be reported: %r", error)
 
 
+def true_acceptance(
+    original: Callable[..., None], manager: Any, meta_info: dict[str, Any], recv_obj: Any, i: int
+) -> None:
+    original(manager, meta_info, recv_obj, i)
+    if "spec_num_proposed_drafts" not in meta_info or not _counts_proposed(manager):
+        return
+    proposed = recv_obj.spec_num_cap_tokens[i]
+    meta_info.pop("spec_cap_length", None)
+    meta_info["spec_num_proposed_drafts"] = proposed
+    meta_info["spec_accept_rate"] = recv_obj.spec_num_correct_drafts[i] / proposed if proposed else 0.0
+
+
+def _counts_proposed(manager: Any) -> bool:
+    return candidates.parse(manager.server_args.speculative_adaptive_config) is not None
+
+
 def apply() -> None:
+    HookRegistry.register(
+        f"{_CLASS.replace(':', '.')}._calculate_spec_decoding_metrics", true_acceptance, HookType.AROUND
+    )
     for name, hook in (("_send_one_request", note_one), ("_send_batch_request", note_batch)):
         HookRegistry.register(f"{_CLASS.replace(':', '.')}.{name}", hook, HookType.BEFORE)

@@ -72,6 +72,19 @@ class SchedulerAgent:
         if self.client is not None and decision.plan_id:
             self.client.acknowledge(decision.plan_id, self.applied_iteration)
 
+    def before_result(self, batch: Any, result: Any) -> None:
+        """Before each batch's result is processed, and answers are sent: count what was proposed for each request.
+
+        Only DSpark drafts use the field otherwise; it travels to the tokenizer process with the answer.
+        """
+        if not batch.forward_mode.is_decode() or not result.speculative_num_draft_tokens:
+            return
+        started = time.perf_counter_ns()
+        gamma = result.speculative_num_draft_tokens - 1
+        for req in batch.reqs:
+            req.spec_num_cap_tokens += gamma
+        self.overhead.add(time.perf_counter_ns() - started)
+
     def after_result(self, batch: Any, result: Any) -> None:
         """After each batch's result was processed."""
         started = time.perf_counter_ns()
