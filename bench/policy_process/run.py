@@ -90,7 +90,7 @@ class Load:
                             self.news_ms.append(took)
 
     def run(self, rate: float, seconds: float) -> tuple[int, float]:
-        """Send at ``rate`` iterations a second and scheduler, evenly spread; returns records sent and the time it took."""
+        """Send at ``rate`` iterations a second and scheduler, evenly spread; returns records sent, and seconds."""
         count, sent, began = len(self.sockets), 0, time.monotonic()
         total = int(rate * seconds * count)
         while sent < total:
@@ -143,6 +143,7 @@ def measure(args: argparse.Namespace, schedulers: int, folder: Path) -> dict:
         load = Load(endpoint, schedulers)
         load.hello()
         load.run(args.rate, 2.0)
+        time.sleep(0.5)
         before, used = load.status(), cpu_seconds(process.pid)
         load.measuring = True
         sent, took = load.run(args.rate, args.seconds)

@@ -32,6 +32,12 @@ def test_nothing_is_the_default():
     assert Config().policy.name == "nightjar"
 
 
+def test_off_is_a_name_and_no_boolean():
+    assert parse("policy: {name: off}\nlog: {telemetry: false}").policy.name == "off"
+    with pytest.raises(ConfigError, match=r"log\.telemetry: 'no' must be true or false"):
+        parse("log: {telemetry: no}")
+
+
 @pytest.mark.parametrize(
     "text, said",
     [

@@ -119,7 +119,7 @@ def _render(result: Replay) -> str:
         "γ        wanted     ran",
     ]
     for gamma in sorted(result.shares | result.ran):
-        lines.append(f"{gamma:<6} {result.shares[gamma] / total:8.1%} {result.ran[gamma] / total:7.1%}")
+        lines.append(f"{gamma:<6} {result.shares.get(gamma, 0) / total:8.1%} {result.ran.get(gamma, 0) / total:7.1%}")
     if result.known:
         lines.append(
             f"where the log knows both costs ({result.known / total:.1%}): "

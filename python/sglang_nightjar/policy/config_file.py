@@ -8,6 +8,7 @@ log: {path: /var/log/nightjar/decisions.jsonl}
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,13 +116,26 @@ def parse(text: str, where: str = "the config") -> Config:
     import yaml
 
     try:
-        loaded = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        loaded = yaml.load(text, Loader=_loader())
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{where} is no YAML: {' '.join(str(error).split())[:300]}") from None
     try:
         return strict.build(Config, loaded, "")
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+@functools.cache
+def _loader() -> Any:
+    """A safe YAML loader for which, as in YAML 1.2, only true and false are booleans: ``name: off`` names a policy."""
+    import yaml
+
+    base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if first in "tTfF" or tag != "tag:yaml.org,2002:bool"]
+        for first, found in base.yaml_implicit_resolvers.items()
+    }
+    return type("Loader", (base,), {"yaml_implicit_resolvers": resolvers})
 
 
 def load(path: Path) -> Config:

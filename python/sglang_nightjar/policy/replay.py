@@ -37,8 +37,8 @@ class Replay:
     iterations: int = 0
     decisions: int = 0
     same: int = 0
-    shares: Counter[int] = field(default_factory=Counter)
-    ran: Counter[int] = field(default_factory=Counter)
+    shares: dict[int, int] = field(default_factory=dict)
+    ran: dict[int, int] = field(default_factory=dict)
     known: int = 0
     wanted_ns: float = 0.0
     ran_ns: float = 0.0
@@ -62,6 +62,8 @@ def messages(files: list[Path], skipped: list[int]) -> Iterator[Message]:
             for line in lines:
                 try:
                     entry = orjson.loads(line)
+                    if type(entry) is not dict:
+                        raise ValueError("no object")
                     if "frame" not in entry or "to" in entry:
                         continue
                     yield wire.decode(orjson.dumps(entry["frame"]))
@@ -113,8 +115,8 @@ def _sum_up(result: Replay, pairs: Counter[tuple[int, int, int]], costs: dict[tu
     for (bucket, ran, wanted), count in pairs.items():
         result.iterations += count
         result.same += count * (ran == wanted)
-        result.shares[wanted] += count
-        result.ran[ran] += count
+        result.shares[wanted] = result.shares.get(wanted, 0) + count
+        result.ran[ran] = result.ran.get(ran, 0) + count
         if (bucket, ran) in costs and (bucket, wanted) in costs:
             result.known += count
             wanted_ns += count * costs[bucket, wanted]
