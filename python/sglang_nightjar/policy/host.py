@@ -71,13 +71,21 @@ class Host:
         self._started = time.monotonic()
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "sglang_nightjar.policy.worker", str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-            )
+        self._process: subprocess.Popen[bytes] | None = None
+        command = [sys.executable, "-m", "sglang_nightjar.policy.worker", str(theirs.fileno()), str(os.getpid())]
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,
+                    # A policy is small sums: threads of a numerical library would only take cores and address space.
+                    env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **os.environ},
+                )
+        except OSError as error:
+            self._fail(f"its worker can't be started: {error.strerror}")
+            return
         init = {name: getattr(spec, name) for name in ("name", "path", "params", "seed", "memory_mb")}
         self._send(pipe.INIT, orjson.dumps(init, option=orjson.OPT_NON_STR_KEYS))
 
@@ -173,8 +181,9 @@ class Host:
 
     def close(self) -> None:
         """End the worker."""
-        self._process.kill()
-        self._process.wait()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
         self._socket.close()
         self._waiting.clear()
 
@@ -212,6 +221,7 @@ class Host:
             self._fail(str(body["error"]))
 
     def _how_it_ended(self) -> str:
+        assert self._process is not None
         try:
             code = self._process.wait(0.2)
         except subprocess.TimeoutExpired:
@@ -220,7 +230,8 @@ class Host:
 
     def _fail(self, why: str) -> None:
         self.error = self.error or why
-        self._process.kill()
+        if self._process is not None:
+            self._process.kill()
 
     def _drop_half(self) -> None:
         """Of what waits, drop the older half of the telemetry; a scheduler's hello and goodbye must arrive."""

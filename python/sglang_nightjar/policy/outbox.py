@@ -25,8 +25,8 @@ class Outbox:
         self._router, self._roster, self._log, self._counters = router, roster, log, counters
         self.stale_after = 1.0
         self.decisions: deque[tuple[float, str, bool, int, Verdict]] = deque(maxlen=1000)
-        # Ids must grow over restarts; a million plans a second would be too many.
-        self._plan_id = int(time.time()) << 20
+        # Ids must grow over restarts: nobody makes a thousand plans in a millisecond.
+        self._plan_id = (time.time_ns() // 1_000_000) << 10
 
     @property
     def beat_every(self) -> float:
