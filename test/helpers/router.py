@@ -43,7 +43,9 @@ class Router:
         self._repeat_s = repeat_s
         self._outbox: list[bytes] = []
         self._peers: set[bytes] = set()
+        self._ranks: dict[bytes, int] = {}
         self._repeated: Callable[[], Plan] | Plan | None = None
+        self._by_rank: dict[int, Plan] = {}
         self._ends = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -65,6 +67,11 @@ class Router:
     def repeat(self, plan: Callable[[], Plan] | Plan | None) -> None:
         """Send ``plan``, or a new one from it, to everybody now and then; None: fall silent."""
         self._repeated = plan
+
+    def repeat_to(self, plans: dict[int, Plan]) -> None:
+        """Like `repeat`, with a plan for each DP rank."""
+        self._by_rank = plans
+        self._repeated = None
 
     def send(self, *frames: bytes) -> None:
         """Send ``frames`` to everybody who has spoken."""
@@ -95,12 +102,19 @@ class Router:
             if self._socket.poll(5):
                 peer, frame = self._socket.recv_multipart()
                 self._peers.add(peer)
-                self.received.append(decode(frame))
+                message = decode(frame)
+                if isinstance(message, Hello):
+                    self._ranks[peer] = message.dp_rank
+                self.received.append(message)
             with self._lock:
                 frames, self._outbox = self._outbox, []
             if self._repeated is not None and time.monotonic() >= next_repeat:
                 next_repeat = time.monotonic() + self._repeat_s
                 frames.append(encode(self._repeated if isinstance(self._repeated, Plan) else self._repeated()))
+            if self._by_rank and time.monotonic() >= next_repeat:
+                next_repeat = time.monotonic() + self._repeat_s
+                for peer, rank in self._ranks.items():
+                    self._socket.send_multipart([peer, encode(self._by_rank[rank])])
             for frame in frames:
                 for peer in self._peers:
                     self._socket.send_multipart([peer, frame])

@@ -1,4 +1,4 @@
-"""What the agent costs the scheduler's thread, per decode iteration."""
+"""What the agent costs the scheduler's thread, per iteration."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ _KEPT = 4096
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Microseconds per decode iteration, over the last few thousand."""
+    """Microseconds per iteration, decode or prefill, over the last few thousand."""
 
     p50: float
     p99: float
@@ -32,6 +32,10 @@ class Overhead:
         else:
             self._ring[self._next] = self._current_ns
             self._next = (self._next + 1) % _KEPT
+        self._current_ns = 0
+
+    def drop_iteration(self) -> None:
+        """There was no iteration: the scheduler is idle."""
         self._current_ns = 0
 
     def percentiles(self) -> Percentiles:

@@ -89,10 +89,11 @@ class SchedulerAgent:
         """After each batch's result was processed."""
         started = time.perf_counter_ns()
         mode = batch.forward_mode
-        if mode.is_extend():
-            self.collector.note_prefill(batch)
-            return
         if not mode.is_decode():
+            if mode.is_extend():
+                self.collector.note_prefill(batch)
+            self.overhead.add(time.perf_counter_ns() - started)
+            self.overhead.close_iteration()
             return
         record = self.collector.record(batch, result)
         decision = self.selector.decision
@@ -103,9 +104,10 @@ class SchedulerAgent:
         self.overhead.close_iteration()
 
     def on_idle(self) -> None:
-        """Nothing runs: what is left goes out."""
+        """Nothing runs: what is left goes out. What that costs is nobody's loss, and no iteration's."""
         if self.client is not None:
             self.client.flush()
+        self.overhead.drop_iteration()
 
     def guarded(self, part: Callable[..., None], *args: Any) -> None:
         """Call ``part``; an exception is counted and logged, and goes no further."""

@@ -1,0 +1,256 @@
+"""The whole loop on a running server under load: what is applied, and what happens when the policy process fails.
+
+In every test no request fails, and every answer is the target's own greedy text.
+"""
+
+import itertools
+import random
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.load import Load
+from helpers.lossless import Referee
+from helpers.policy_process import PolicyProcess
+from helpers.router import Router, make_plan
+from helpers.serving import STRICT_CHECKS, Server, gamma_flags
+
+from sglang_nightjar.core.gammas import constant
+from sglang_nightjar.core.messages import Ack, Arrivals
+from sglang_nightjar.core.wire import encode
+
+pytestmark = pytest.mark.server
+
+FALLBACK_GAMMA = 3
+CANDIDATES = [0, 1, 2, 3, 4, 5]
+PROMPTS = 24
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    folder.chmod(0o700)
+    return folder / "socket"
+
+
+@pytest.fixture(scope="module")
+def steered(eagle_flags: list[str], endpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose policy process is whatever a test puts at ``endpoint``."""
+    flags = [*eagle_flags, *gamma_flags(FALLBACK_GAMMA), "--nightjar-policy-endpoint", f"ipc://{endpoint}"]
+    with Server(flags, tmp_path_factory.mktemp("steered") / "log", **STRICT_CHECKS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def referee(target: Path) -> Referee:
+    return Referee(target)
+
+
+@pytest.fixture(scope="module")
+def prompts(referee: Referee) -> list[list[int]]:
+    return referee.prompts()[:PROMPTS]
+
+
+def status(server: Server) -> dict[str, Any]:
+    return server.get("/server_info")["internal_states"][0]["nightjar"]
+
+
+def wait_until(what: Callable[[], Any], timeout_s: float) -> float:
+    """Seconds until ``what()`` is true. Raises TimeoutError."""
+    started = time.monotonic()
+    while not what():
+        if time.monotonic() - started > timeout_s:
+            raise TimeoutError(f"not after {timeout_s} s")
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+def check(load: Load, referee: Referee, prompts: list[list[int]]) -> None:
+    """No request failed, and every different answer is greedy."""
+    assert load.errors == []
+    assert len(load.answers) >= len(load._threads)
+    for prompt, tokens in {(answer.prompt, tuple(answer.tokens)) for answer in load.answers}:
+        assert referee.not_greedy(prompts[prompt], list(tokens)) == []
+
+
+def test_text_is_greedy_while_gamma_flips_at_random(
+    steered: Server, endpoint: Path, referee: Referee, prompts: list[list[int]]
+) -> None:
+    """Every few iterations another γ, and another one for larger batches."""
+    rng = random.Random(5)
+
+    def flip():
+        split = rng.randint(1, 8)
+        return make_plan(gammas=((1, split, rng.choice(CANDIDATES)), (split + 1, None, rng.choice(CANDIDATES))))
+
+    with Router(endpoint, repeat_s=0.03) as router:
+        router.wait_for_hello()
+        router.repeat(flip)
+        with Load(steered, prompts, clients=8) as load:
+            router.wait_for(lambda: len(router.records()) > 300, timeout_s=300)
+        records = router.records()
+        acks = [ack for ack in router.of(Ack) if not ack.refused]
+    check(load, referee, prompts)
+    assert {record.gamma for record in records} == set(CANDIDATES)
+    assert len({(a.gamma, b.gamma) for a, b in itertools.pairwise(records)}) > 20
+    assert len(acks) > 20
+    # Telemetry is complete and in order, and each record names the plan that really decided it.
+    assert [record.iteration for record in records] == list(
+        range(records[0].iteration, records[0].iteration + len(records))
+    )
+    first_iteration = {ack.plan_id: ack.iteration for ack in acks}
+    for record in records:
+        assert record.committed == record.batch_size + sum(record.accepted)
+        assert record.iteration >= first_iteration.get(record.plan_id, 0)
+    switches = [line for line in steered.log.read_text().splitlines() if "Nightjar: γ" in line]
+    assert 1 <= len(switches) <= 2 + (records[-1].at_ns - records[0].at_ns) / 1e9
+
+
+@pytest.mark.parametrize("gamma", [0, 2, 5])
+def test_a_plan_applies_at_once_and_answers_say_what_was_proposed(steered: Server, endpoint: Path, gamma: int) -> None:
+    with Router(endpoint) as router:
+        router.wait_for_hello()
+        router.repeat(plan := make_plan(gamma))
+        router.wait_for(lambda: [ack for ack in router.of(Ack) if ack.plan_id == plan.plan_id])
+        answer = steered.generate("Once upon a time", max_new_tokens=24, ignore_eos=True)["meta_info"]
+        mine = router.wait_for(lambda: [record for record in router.records() if record.plan_id == plan.plan_id])
+        router.wait_for(lambda: sum(record.committed for record in router.records()) >= 23)
+    assert {record.gamma for record in mine} == {gamma}
+    assert answer["spec_num_proposed_drafts"] == gamma * answer["spec_verify_ct"]
+    rate = answer["spec_num_correct_drafts"] / (gamma * answer["spec_verify_ct"]) if gamma else 0.0
+    assert answer["spec_accept_rate"] == pytest.approx(rate)
+
+
+def test_arrivals_are_reported(steered: Server, endpoint: Path, prompts: list[list[int]]) -> None:
+    with Router(endpoint) as router:
+        router.wait_for_hello()
+        steered.post("/generate", {"input_ids": prompts[:5], "sampling_params": {"max_new_tokens": 2}})
+        # The first reports are lost if the tokenizer process is still connecting; it tries for a second.
+        router.wait_for(lambda: sum(report.requests for report in router.of(Arrivals)) == 5)
+        assert sum(report.prompt_tokens for report in router.of(Arrivals)) == sum(map(len, prompts[:5]))
+
+
+def test_kill_9_and_return(
+    steered: Server, endpoint: Path, referee: Referee, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    with PolicyProcess(endpoint, 1, tmp_path / "policy.log") as policy, Load(steered, prompts) as load:
+        wait_until(lambda: status(steered)["source"] == "policy", 30)
+        wait_until(lambda: status(steered)["gamma"] == 1, 10)
+        policy.kill()
+        # "At once" is the next iteration; asking takes longer.
+        assert wait_until(lambda: status(steered)["source"] == "fallback", 5) < 1.5
+        wait_until(lambda: status(steered)["gamma"] == FALLBACK_GAMMA, 5)
+        policy.start()
+        wait_until(endpoint.exists, 30)
+        assert wait_until(lambda: status(steered)["source"] == "policy", 10) < 2
+    check(load, referee, prompts)
+    assert status(steered)["counters"]["errors"] == 0
+
+
+def test_a_frozen_policy_process_holds_nothing_up(
+    steered: Server, endpoint: Path, referee: Referee, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    with PolicyProcess(endpoint, FALLBACK_GAMMA, tmp_path / "policy.log") as policy, Load(steered, prompts) as load:
+        wait_until(lambda: status(steered)["source"] == "policy", 30)
+        before = time.monotonic()
+        time.sleep(5)
+        policy.process.send_signal(signal.SIGSTOP)
+        frozen = time.monotonic()
+        time.sleep(5)
+        assert status(steered)["source"] == "fallback"
+        assert status(steered)["link"]["state"] == "stale"
+        thawed = time.monotonic()
+        policy.process.send_signal(signal.SIGCONT)
+        assert wait_until(lambda: status(steered)["source"] == "policy", 10) < 2
+    check(load, referee, prompts)
+    # The same γ all along, so the pieces of text come as before.
+    usual = statistics.median(load.gaps_s(before, frozen))
+    meanwhile = statistics.median(load.gaps_s(frozen, thawed))
+    assert meanwhile < 1.3 * usual
+
+
+def test_ten_thousand_bad_frames(steered: Server, endpoint: Path, referee: Referee, prompts: list[list[int]]) -> None:
+    plan, rng = make_plan(2, gammas=constant(2)), random.Random(1)
+    good = encode(plan)
+    replay = encode(make_plan(1))
+    newer = make_plan(4)
+    bad = [
+        b"",
+        b"{",
+        rng.randbytes(200),
+        good[: len(good) // 2],
+        good.replace(b'"v":1', b'"v":7'),
+        good.replace(b'"device"', b'"nowhere"'),
+        b'"' + b"x" * 300_000 + b'"',
+        b"[" * 3000,
+    ]
+    with Router(endpoint) as router, Load(steered, prompts) as load:
+        router.wait_for_hello()
+        before = status(steered)["link"]
+        router.repeat(newer)
+        wait_until(lambda: status(steered)["plan_id"] == newer.plan_id, 10)
+        for _ in range(20):
+            # A router drops what its pipe does not hold, so wait for each portion.
+            seen = status(steered)["link"]
+            portion = [frame for frame in bad for _ in range(50)] + [replay] * 100
+            router.send(*portion)
+            wait_until(lambda seen=seen: total(status(steered)["link"]) >= total(seen) + 500, 60)
+        found = status(steered)
+    check(load, referee, prompts)
+    assert total(found["link"]) - total(before) == 10_000
+    assert found["link"]["replayed"] - before["replayed"] == 2000
+    assert found["plan_id"] == newer.plan_id
+    assert found["source"] == "policy"
+    # Warned, but not ten thousand times.
+    warnings = [
+        line for line in steered.log.read_text().splitlines() if "dropped a frame" in line or "dropped plan" in line
+    ]
+    assert 1 <= len(warnings) < 100
+
+
+def total(link: dict[str, Any]) -> int:
+    return link["rejected"] + link["replayed"]
+
+
+def test_the_sockets_path_is_deleted(
+    steered: Server, endpoint: Path, referee: Referee, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    """Nobody who is connected is cut off, and a policy process started anew at the path is found."""
+    with PolicyProcess(endpoint, 1, tmp_path / "policy.log") as policy, Load(steered, prompts) as load:
+        wait_until(lambda: status(steered)["source"] == "policy", 30)
+        endpoint.unlink()
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            assert status(steered)["gamma"] in (1, FALLBACK_GAMMA)
+        policy.kill()
+        policy.start()
+        wait_until(endpoint.exists, 30)
+        assert wait_until(lambda: status(steered)["source"] == "policy", 10) < 2
+    check(load, referee, prompts)
+
+
+def test_an_idle_server_rests_and_still_listens(steered: Server, endpoint: Path) -> None:
+    import psutil
+
+    [scheduler] = [
+        child
+        for child in psutil.Process(steered.process.pid).children(recursive=True)
+        if "scheduler" in " ".join(child.cmdline())
+    ]
+    with Router(endpoint) as router:
+        router.wait_for_hello()
+        router.repeat(make_plan(1))
+        time.sleep(1.5)
+        used = sum(scheduler.cpu_times()[:2])
+        time.sleep(4)
+        assert sum(scheduler.cpu_times()[:2]) - used < 0.8
+        router.repeat(plan := make_plan(5))
+        router.wait_for(lambda: [ack for ack in router.of(Ack) if ack.plan_id == plan.plan_id])
+        before = len(router.records())
+        steered.generate("Hello", max_new_tokens=8, ignore_eos=True)
+        router.wait_for(lambda: len(router.records()) > before)
+        assert router.records()[before].gamma == 5
