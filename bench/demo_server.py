@@ -34,7 +34,7 @@ def start(gamma: int, log: Path, *flags: str) -> Server:
     """A server with speculation of length `gamma`; 0 is a server without any. Use it in a ``with`` block."""
     pair = ensure_pair()
     # Servers that wait must leave the cores to the one that is measured.
-    all_flags = ["--model-path", str(pair.target), "--sleep-on-idle", *flags]
+    all_flags = ["--model-path", str(pair.target), "--sleep-on-idle", "--nightjar-policy", "off", *flags]
     if gamma:
         all_flags += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(pair.draft)]
         all_flags += gamma_flags(gamma)

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 
-from sglang_nightjar.cpu import chain_sampling, sampling
+from sglang_nightjar.cpu import chain_sampling, noise, sampling
 from sglang_nightjar.cpu.spec_ops import verify_tree_greedy_cpu
 
 DRAWS = 20_000
@@ -90,6 +90,7 @@ def info(batch: int, temperature=1.0, top_k=1 << 30, top_p=1.0, min_p=0.0) -> Si
     return SimpleNamespace(
         temperatures=column(temperature, torch.float32)[:, None],
         top_ks=top_ks,
+        is_all_greedy=bool((top_ks == 1).all()),
         top_ps=column(top_p, torch.float32),
         min_ps=column(min_p, torch.float32),
         need_top_k_sampling=bool((top_ks < 1 << 30).any()),
@@ -127,7 +128,10 @@ def speculate(
     """One verify step of ``batch`` equal requests: (tokens ``[batch, n]``, how many of them are committed)."""
     chain = torch.tensor([start, *drafts]).expand(batch, -1)
     width = chain.shape[1]
-    drawn = chain_sampling.draw_targets(NEXT[chain].flatten(0, 1), settings, width, torch.zeros(batch * width))
+    slots = torch.arange(batch)
+    noise.dice.roll(slots)
+    positions = torch.arange(width).repeat(batch)
+    drawn = chain_sampling.draw_targets(NEXT[chain].flatten(0, 1), settings, width, positions, slots)
     predicts = torch.zeros(batch * width, dtype=torch.int32)
     index = torch.zeros(batch, width, dtype=torch.int32)
     accepted = torch.zeros(batch, dtype=torch.int32)
@@ -179,5 +183,67 @@ def test_greedy_requests_beside_sampled_ones_stay_greedy():
 def test_logits_are_left_alone():
     logits = torch.randn(6, VOCAB)
     before = logits.clone()
-    chain_sampling.draw_targets(logits, info(2, temperature=0.5, top_p=0.8), 3, torch.zeros(6))
+    settings = info(2, temperature=0.5, top_p=0.8)
+    chain_sampling.draw_targets(logits, settings, 3, torch.arange(3).repeat(2), torch.arange(2))
     assert torch.equal(logits, before)
+
+
+def draw_and_verify(target: torch.Tensor, draft: torch.Tensor, vocabulary: torch.Tensor, settings: SimpleNamespace):
+    """One drafted token and the target's own for ``DRAWS`` requests, where both models look at nothing."""
+    slots = torch.arange(DRAWS)
+    noise.dice.roll(slots)
+    logits = draft.repeat(DRAWS, 1)
+    chain_sampling.draw_drafts_(logits, settings, torch.full((DRAWS,), 4), slots, vocabulary)
+    drafts = vocabulary[logits.argmax(-1)]
+    rows = target.repeat(2 * DRAWS, 1)
+    positions = torch.tensor([5, 6]).repeat(DRAWS)
+    drawn = chain_sampling.draw_targets(rows, settings, 2, positions, slots).view(DRAWS, 2)
+    return drafts, drawn
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7}, {"top_p": 0.8}, {"temperature": 1.5, "top_k": 3}])
+def test_drafts_and_targets_throw_the_same_dice(settings):
+    torch.manual_seed(11)
+    vocabulary = torch.tensor([0, 2, 3, 5])
+    target, draft = NEXT[3], NEXT[3][vocabulary] + torch.tensor([0.5, -0.4, 0.3, 0.0])
+    drafts, drawn = draw_and_verify(target, draft, vocabulary, info(DRAWS, **settings))
+    temperature = settings.get("temperature", 1.0)
+    limits = (settings.get("top_k", 1 << 30), settings.get("top_p", 1.0), settings.get("min_p", 0.0))
+    p = reference_filter((target / temperature).softmax(-1), *limits)
+    p /= p.sum()
+    q = torch.zeros(VOCAB, dtype=torch.float64)
+    q[vocabulary] = (draft.double() / temperature).softmax(-1)
+    # Each draws from its own distribution, and the second position knows nothing of the first.
+    assert agree(torch.bincount(drafts, minlength=VOCAB), q) > TOO_UNLIKELY
+    assert (
+        agree(torch.bincount(drawn[:, 0] * VOCAB + drawn[:, 1], minlength=VOCAB**2), torch.outer(p, p).flatten())
+        > TOO_UNLIKELY
+    )
+    apart = float((p - q).abs().sum() / 2)
+    together = float((drafts == drawn[:, 0]).double().mean())
+    assert (1 - apart) / (1 + apart) - 0.02 < together <= 1 - apart + 0.02
+
+
+def test_a_perfect_draft_is_always_accepted_and_greedy_ones_keep_their_logits():
+    torch.manual_seed(12)
+    drafts, drawn = draw_and_verify(NEXT[1], NEXT[1], torch.arange(VOCAB), info(DRAWS))
+    assert torch.equal(drafts, drawn[:, 0])
+    logits = torch.randn(4, VOCAB)
+    before = logits.clone()
+    chain_sampling.draw_drafts_(logits, info(4, top_k=[1, 1 << 30] * 2), torch.arange(4), torch.arange(4), None)
+    assert torch.equal(logits[::2], before[::2]) and not torch.equal(logits[1::2], before[1::2])
+
+
+def test_the_noise_of_the_kernel_is_the_reference_and_gumbel():
+    keys = torch.randint(-(2**63), 2**63 - 1, (4,), generator=torch.Generator().manual_seed(3))
+    temperature = torch.tensor([1.0, 0.5, 0.0, 2.0])
+    ids = torch.randperm(49_152, generator=torch.Generator().manual_seed(4))[:8_191]
+    for tokens in (None, ids, ids.repeat(4, 1)):
+        mine, reference = torch.zeros(4, 8_191), torch.zeros(4, 8_191)
+        torch.ops.nightjar.add_gumbel_(mine, temperature, keys, tokens)
+        noise.add_gumbel_in_torch_(reference, temperature, keys, tokens)
+        torch.testing.assert_close(mine, reference, atol=1e-2, rtol=1e-4)
+        large = reference > 0
+        torch.testing.assert_close(mine[large], reference[large], atol=2e-5, rtol=2e-5)
+        assert (mine[2] == 0).all()
+    assert kstest(mine[0].numpy(), "gumbel_r").pvalue > TOO_UNLIKELY

@@ -77,7 +77,8 @@ def verify_chain(
     if info.is_all_greedy:
         tokens = argmax(logits)
     else:
-        tokens = chain_sampling.draw_targets(logits, info, width, verify_input.positions)
+        slots = batch.req_pool_indices
+        tokens = chain_sampling.draw_targets(logits, info, width, verify_input.positions, slots)
     tokens = tokens.view(size, width)
     accepted = leading_matches(candidates, tokens)
     if states is not None:

@@ -20,6 +20,7 @@ from .features import Batch, FeatureStore
 from .generate import load_shards
 from .head import DraftHead, HeadShape
 from .llama import LlamaModel
+from .malloc import give_back_memory
 from .soft_loss import SoftTargetLoss
 
 
@@ -192,6 +193,8 @@ class Trainer:
                 )
                 losses.clear()
                 shown_at, seen = clock, 0
+            if self.step % 10 == 0:
+                give_back_memory()
             if self.step % save_every == 0:
                 self.save()
         self.save()

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "llama.h"
+#include "noise.h"
 
 namespace {
 
@@ -144,6 +145,21 @@ Tensor argmax(const Tensor& x) {
     nightjar::argmax(team, x.data_ptr<float>(), out.data_ptr<int64_t>(), x.size(0), x.size(1));
   });
   return out;
+}
+
+void add_gumbel_(Tensor& x, const Tensor& temperature, const Tensor& keys, const OptionalTensor& ids) {
+  check_rows(x, "x");
+  check_rows(temperature, "temperature");
+  TORCH_CHECK(x.dim() == 2 && temperature.numel() == x.size(0) && keys.numel() == x.size(0),
+              "x must be [rows, columns], temperature and keys [rows]");
+  TORCH_CHECK(!ids || ids->size(-1) == x.size(1), "ids must have a token for every column of x");
+  TORCH_CHECK(!ids || ids->dim() == 1 || ids->size(0) == x.size(0), "ids must be [columns] or [rows, columns]");
+  const int64_t* key = int64_data(keys, "keys");
+  const int64_t* token = ids ? int64_data(*ids, "ids") : nullptr;
+  Team::parallel(1, worth_it(x), [&](Team::Member& team) {
+    nightjar::add_gumbel(team, x.data_ptr<float>(), temperature.data_ptr<float>(), key, token,
+                         ids && ids->dim() == 2 ? x.size(1) : 0, x.size(0), x.size(1));
+  });
 }
 
 // The batch as the attention sees it. Without extend_lens every request has one new row.
@@ -309,6 +325,7 @@ TORCH_LIBRARY(nightjar, m) {
   m.def("rotary_embedding_(Tensor positions, Tensor(a!) q, Tensor(b!) k, Tensor cos_sin, int head_dim, bool neox) -> ()",
         rotary_embedding_);
   m.def("argmax(Tensor x) -> Tensor", argmax);
+  m.def("add_gumbel_(Tensor(a!) x, Tensor temperature, Tensor keys, Tensor? ids) -> ()", add_gumbel_);
   m.def(
       "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor(a!) out, Tensor req_to_token, "
       "Tensor req_pool_indices, Tensor seq_lens, Tensor? extend_lens, float scaling, float logit_cap, int window) -> ()",

@@ -20,6 +20,7 @@ constexpr int kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t UintVec __attribute__((vector_size(kLanes * 4)));
 typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
@@ -102,6 +103,27 @@ inline Vec exp(Vec x) {
 
 // The same function on one number, through the same instructions, so that tails agree with full vectors bit by bit.
 inline float exp(float x) { return exp(broadcast(x))[0]; }
+
+// Natural logarithm of positive normal x with an error below 2e-7, absolute or relative (polynomial of Cephes' logf).
+inline Vec log(Vec x) {
+  const IntVec bits = reinterpret_cast<IntVec>(x);
+  Vec m = reinterpret_cast<Vec>((bits & 0x007fffff) | 0x3f000000);  // [0.5, 1)
+  const IntVec low = m < broadcast(0.70710678f);                    // -1 where true
+  const Vec e = __builtin_convertvector((bits >> 23) - 126 + low, Vec);
+  m = (low ? m + m : m) - 1.0f;
+  const Vec z = m * m;
+  Vec y = broadcast(7.0376836292e-2f);
+  y = y * m - 1.1514610310e-1f;
+  y = y * m + 1.1676998740e-1f;
+  y = y * m - 1.2420140846e-1f;
+  y = y * m + 1.4249322787e-1f;
+  y = y * m - 1.6668057665e-1f;
+  y = y * m + 2.0000714765e-1f;
+  y = y * m - 2.4999993993e-1f;
+  y = y * m + 3.3333331174e-1f;
+  y = y * m * z + e * -2.12194440e-4f - z * 0.5f;
+  return m + y + e * 0.693359375f;
+}
 
 struct BFloat16 {
   uint16_t bits;
