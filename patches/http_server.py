@@ -51,8 +51,8 @@ SEAMS = (
     Seam("sglang.srt.utils.auth:AuthLevel.ADMIN_FORCE", None, "field", "the same"),
     Seam("sglang.srt.utils.auth:AuthLevel.ADMIN_OPTIONAL", None, "field", "the same"),
     *(
-        Seam(f"{_ARGS}.{name}", None, "field", "to know the server's keys and processes")
-        for name in ("admin_api_key", "api_key", "tokenizer_worker_num")
+        Seam(f"{_ARGS}.{name}", None, "field", "to know the server's keys, metrics and processes")
+        for name in ("admin_api_key", "api_key", "enable_metrics", "tokenizer_worker_num")
     ),
 )
 
@@ -71,15 +71,20 @@ def add_routes(server_args: Any, tokenizer_manager: Any, *_args: Any, **_kwargs:
     from sglang.srt.entrypoints.http_server import app
     from sglang.srt.utils.auth import AuthLevel
 
+    from sglang_nightjar.observe import policy_metrics
     from sglang_nightjar.observe.routes import make_router
     from sglang_nightjar.observe.server_side import ServerSide
 
-    router = make_router(ServerSide(setup, tokenizer_manager.get_internal_state), _admin_check(server_args))
+    side = ServerSide(setup, tokenizer_manager.get_internal_state)
+    if server_args.enable_metrics and setup.endpoint is not None:
+        policy_metrics.export(side)
+    router = make_router(side, _admin_check(server_args))
     for route in router.routes:
         if "PUT" in route.methods:  # type: ignore[attr-defined]
             # So that SGLang's middleware, where it is there, asks for the admin key and not for the user's.
             route.endpoint._auth_level = AuthLevel.ADMIN_OPTIONAL  # type: ignore[attr-defined]
-    app.include_router(router)
+    # One by one: newer FastAPI makes one route of an included router, and SGLang's middleware sees no levels in it.
+    app.router.routes.extend(router.routes)
 
 
 def _admin_check(server_args: Any) -> Any:

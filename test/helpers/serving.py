@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 LAUNCHER = "sglang_nightjar.launch_server"
-START_TIMEOUT = 240.0
+# A machine with other work on it takes minutes to import SGLang three times.
+START_TIMEOUT = 600.0
 
 # A leaked or doubly used KV slot raises in the scheduler, at once, instead of being logged when it is next idle.
 STRICT_CHECKS = {

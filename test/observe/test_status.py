@@ -62,5 +62,9 @@ def test_for_people() -> None:
         "policy swaps 4",
     ):
         assert part in text
+    troubled = {**answer(), "config": {"path": "/c.yaml", "error": "/c.yaml: gama: unknown"}}
+    assert "config    /c.yaml: gama: unknown" in render.status(
+        build(PolicySide("running", troubled), []), "http://here"
+    )
     silent = build(PolicySide("running", answer()), [], "the schedulers did not answer within 5 s")
     assert "the schedulers did not answer" in render.status(silent, "http://here")

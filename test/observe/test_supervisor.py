@@ -1,5 +1,6 @@
 """A child that is watched: started again when it ends, with growing pauses, and never left behind."""
 
+import io
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from helpers.serving import alive
 
 from sglang_nightjar.supervise.directory import PrivateDirectory
+from sglang_nightjar.supervise.log_lines import forward_lines
 from sglang_nightjar.supervise.supervisor import BackOff, Supervisor
 
 CHILD = """
@@ -140,6 +142,7 @@ def test_one_that_is_found_broken_is_started_again(child_module: str, caplog: py
 def test_it_does_not_outlive_its_parent(child_module: str, sent: signal.Signals) -> None:
     program = f"""
 import time
+from sglang_nightjar.supervise.log_lines import forward_lines
 from sglang_nightjar.supervise.supervisor import Supervisor
 supervisor = Supervisor("helper", {child_module!r}, ["stubborn"])
 supervisor.start()
@@ -155,6 +158,19 @@ time.sleep(600)
         parent.send_signal(sent)
         parent.wait(10)
         wait_until(lambda: not alive(pid), 5)
+
+
+def test_levels_and_times_are_the_logs_own(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    lines = (
+        b"2026-11-23 21:24:27,753 nightjar policy WARNING: no space\n2026-11-23 21:24:28,001 x INFO: up\nplain words"
+    )
+    forward_lines(io.BytesIO(lines), "helper", logging.getLogger("log"))
+    assert [(record.levelno, record.message) for record in caplog.records] == [
+        (logging.WARNING, "helper: no space"),
+        (logging.INFO, "helper: up"),
+        (logging.INFO, "helper: plain words"),
+    ]
 
 
 def test_the_directory_is_private_and_goes_away(tmp_path: Path) -> None:

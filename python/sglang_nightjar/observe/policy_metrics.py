@@ -1,9 +1,23 @@
 """Prometheus series of the policy process, made from the answer to its control request ``status``."""
 
+import asyncio
 from typing import Any
 
+from sglang_nightjar.observe.exporter import every_few_seconds
 from sglang_nightjar.observe.rank_metrics import Growth
-from sglang_nightjar.observe.status import PolicySide
+from sglang_nightjar.observe.server_side import ServerSide
+from sglang_nightjar.observe.status import PolicySide, build
+
+
+def export(server: ServerSide) -> None:
+    """Keep the series of ``server``'s policy process up to date from now on."""
+    metrics = PolicyMetrics()
+
+    async def update() -> None:
+        side = await server.policy_side()
+        metrics.update(side, build(side, [])["counters"])
+
+    every_few_seconds(lambda: asyncio.run(update()), "policy process")
 
 
 class PolicyMetrics:

@@ -22,6 +22,7 @@ def status(body: dict[str, Any], url: str) -> str:
     lines += [_rank(rank) for rank in body["ranks"]]
     if body.get("ranks_detail"):
         lines.append(f"ranks     {body['ranks_detail']}")
+    lines += [f"{part:<9} {body[part]['error']}" for part in ("config", "log") if body.get(part, {}).get("error")]
     counters = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in body["counters"].items())
     return "\n".join([*lines, f"counted   {counters}"])
 

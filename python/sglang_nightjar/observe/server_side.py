@@ -35,7 +35,7 @@ class ServerSide:
 
     async def status(self) -> dict[str, Any]:
         """The object of ``GET /nightjar/status``. Answers also while the policy process or a scheduler does not."""
-        policy, (states, trouble) = await asyncio.gather(self._policy_side(), self._schedulers())
+        policy, (states, trouble) = await asyncio.gather(self.policy_side(), self._schedulers())
         return build(policy, states, trouble)
 
     async def ask(self, op: str, args: dict[str, Any], timeout: float) -> Reply:
@@ -48,9 +48,10 @@ class ServerSide:
 
     async def policy_in_charge(self) -> dict[str, Any]:
         """``policy`` of the status, alone."""
-        return build(await self._policy_side(), [])["policy"]
+        return build(await self.policy_side(), [])["policy"]
 
-    async def _policy_side(self) -> PolicySide:
+    async def policy_side(self) -> PolicySide:
+        """What is known about the policy process, which is asked and may not answer."""
         setup = self._setup
         if self._control is None:
             return PolicySide("running", wanted=OFF, detail=setup.detail)

@@ -62,4 +62,6 @@ def build(policy: PolicySide, internal_states: Sequence[dict[str, Any]], trouble
         "ranks": ranks,
         "ranks_detail": trouble,
         "counters": counters,
+        "config": policy.answer.get("config", {}),
+        "log": policy.answer.get("log", {}),
     }

@@ -5,6 +5,8 @@ import re
 import time
 from typing import IO
 
+# What the child's own logging puts before a message; the server's log says the time itself.
+_HEAD = re.compile(r"^[\d-]{10} [\d:,]{12} [\w ]*?(DEBUG|INFO|WARNING|ERROR|CRITICAL): ")
 _LEVEL = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b")
 # A user's policy may print on each of some hundred decisions a second.
 LINES_PER_SECOND = 20
@@ -25,5 +27,6 @@ def forward_lines(stream: IO[bytes], name: str, log: logging.Logger) -> None:
             continue
         logged += 1
         text = line.decode(errors="replace").rstrip()
-        found = _LEVEL.search(text[:60])
-        log.log(logging.getLevelNamesMapping()[found[1]] if found else logging.INFO, "%s: %s", name, text)
+        found = _HEAD.match(text) or _LEVEL.search(text[:60])
+        level = logging.getLevelNamesMapping()[found[1]] if found else logging.INFO
+        log.log(level, "%s: %s", name, _HEAD.sub("", text))
