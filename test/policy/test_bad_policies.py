@@ -4,7 +4,7 @@ import os
 import time
 
 import pytest
-from helpers.policy_process import Peer, PolicyProcess, alive, eventually
+from helpers.policy_peers import Peer, PolicyProcess, alive, eventually
 
 HEAD = """
 import os, time

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from helpers.policy_process import Peer, PolicyProcess, alive, eventually
+from helpers.policy_peers import Peer, PolicyProcess, alive, eventually
 
 from sglang_nightjar.core.messages import MAX_FRAME_BYTES, Ack, Arrivals, Plan
 from sglang_nightjar.core.wire import encode
@@ -348,6 +348,31 @@ def test_a_full_disk_does_not_stop_it(tmp_path):
         assert status["log"]["error"] == "No space left on device"
         assert process.said().count("lines are lost") == 1
         agent.plan()
+    finally:
+        agent.close()
+        process.stop()
+
+
+def test_a_pause_of_the_whole_machine_is_not_blamed_on_the_policy(tmp_path):
+    process = PolicyProcess(tmp_path / "p", config="policy: {name: static, timeout: 0.5}\n")
+    agent = Peer(process.endpoint)
+    try:
+        agent.hello()
+        agent.plan(20)
+        stopped = [*process.children(), process.process.pid]
+        for _ in range(20):
+            agent.iterate()
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        for _ in range(20):
+            agent.iterate()
+        time.sleep(1.5)
+        # The policy process first: it must not judge before its worker had a chance.
+        for pid in reversed(stopped):
+            os.kill(pid, signal.SIGCONT)
+        agent.plan(10)
+        status = eventually(lambda: (s := agent.status())["policy"]["records"] == 40 and s)
+        assert status["counters"]["policy_errors"] == 0
     finally:
         agent.close()
         process.stop()

@@ -5,7 +5,7 @@ import os
 import time
 
 import pytest
-from helpers.policy_process import Peer, PolicyProcess, eventually
+from helpers.policy_peers import Peer, PolicyProcess, eventually
 
 from sglang_nightjar.core.messages import Request
 
