@@ -142,24 +142,27 @@ class Nightjar(Policy):
         return f"{text} against {old.loss / 1e6:.3g}" if old is not None else text
 
     def _decision(self, scheduler: _Scheduler, reason: str) -> Decision:
-        return Decision(
-            gammas.from_starts(BUCKETS, [self._planned(scheduler, index) for index in range(len(BUCKETS))]), reason
-        )
+        """γ of each bucket as of now: the locked arm where the scheduler is, or explores; the best one elsewhere."""
+        best = self._best_arms(scheduler)
+        visited = [index for index, arm in enumerate(best) if arm is not None]
+        planned = []
+        for index, current in enumerate(scheduler.bins):
+            if current is not None and (index == scheduler.bucket or current.explores):
+                arm: int | None = current.arm
+            elif best[index] is not None or not visited:
+                arm = best[index]
+            else:
+                arm = best[min(visited, key=lambda other, index=index: abs(other - index))]  # type: ignore[misc]
+            planned.append(scheduler.hello.start_gamma if arm is None else arm)
+        return Decision(gammas.from_starts(BUCKETS, planned), reason)
 
-    def _planned(self, scheduler: _Scheduler, index: int) -> int:
-        """γ of a bucket as of now: the locked arm where the scheduler is, or explores; the best one elsewhere."""
-        current = scheduler.bins[index]
-        if current is not None and (index == scheduler.bucket or current.explores):
-            return current.arm
-        pool, arms = scheduler.pool, scheduler.hello.candidates
-        switch_ns = self._switch_ns(scheduler, BUCKETS[index])
-        for distance in range(len(BUCKETS)):
-            for near in (index - distance, index + distance):
-                if 0 <= near < len(BUCKETS) and pool[near].cells:
-                    best = pool[near].best(arms, scheduler.drafting, switch_ns)
-                    if best is not None:
-                        return best
-        return scheduler.hello.start_gamma
+    def _best_arms(self, scheduler: _Scheduler) -> list[int | None]:
+        """The best arm of each bucket, None where nothing was tried."""
+        arms, drafting = scheduler.hello.candidates, scheduler.drafting
+        return [
+            bucket.best(arms, drafting, self._switch_ns(scheduler, start)) if bucket.cells else None
+            for start, bucket in zip(BUCKETS, scheduler.pool, strict=True)
+        ]
 
     def _switch_ns(self, scheduler: _Scheduler, batch_size: int) -> float:
         table = scheduler.hello.switch_costs

@@ -39,6 +39,8 @@ class Load:
         self.turnarounds_ms: list[float] = []
         self.news_ms: list[float] = []
         self.measuring = False
+        #: Records that found the queue full; an agent would send them with the next one.
+        self.unsent = 0
         self.random = random.Random(0)
         self.poller = zmq.Poller()
         for socket in self.sockets:
@@ -71,7 +73,12 @@ class Load:
             iteration, time.monotonic_ns(), took, size, gamma, size + sum(accepted), size * 900, 0, 3, 2_000, size,
             size * 900, 1_000_000, 0, 0, 0, 0, 1, plan.plan_id, tuple(accepted),
         )  # fmt: skip
-        self.sockets[index].send(encode(TelemetryBatch(self.senders[index], self.seqs[index], (record,))), zmq.DONTWAIT)
+        try:
+            self.sockets[index].send(
+                encode(TelemetryBatch(self.senders[index], self.seqs[index], (record,))), zmq.DONTWAIT
+            )
+        except zmq.Again:
+            self.unsent += 1
 
     def receive(self, timeout_ms: int = 0) -> None:
         for socket, _ in self.poller.poll(timeout_ms):
@@ -145,7 +152,7 @@ def measure(args: argparse.Namespace, schedulers: int, folder: Path) -> dict:
         load.run(args.rate, 2.0)
         time.sleep(0.5)
         before, used = load.status(), cpu_seconds(process.pid)
-        load.measuring = True
+        load.measuring, load.unsent = True, 0
         sent, took = load.run(args.rate, args.seconds)
         used = cpu_seconds(process.pid) - used
         load.measuring = False
@@ -161,6 +168,7 @@ def measure(args: argparse.Namespace, schedulers: int, folder: Path) -> dict:
         "rate_wanted": args.rate * schedulers,
         "rate_sent": sent / took,
         "sent": sent,
+        "unsent": load.unsent,
         "received": counted["records"],
         "seen_by_policy": after["policy"]["records"] - before["policy"]["records"],
         "dropped": counted["backlog_dropped"] + counted["log_dropped"] + counted["unroutable"],

@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter, deque
 from pathlib import Path
+from typing import Any
 
 import zmq
 
@@ -42,6 +43,7 @@ _ROUND = 512
 #: Frames that a new policy is warmed with: 13 s of one scheduler at 300 iterations a second.
 _RECENT = 4096
 _TICK_MS = 20
+_SHORTEST_ROUND = 0.0004
 _ESTIMATES_EVERY = 1.0
 
 
@@ -61,6 +63,8 @@ class Server:
         self.counters: Counter[str] = Counter()
         self.roster = Roster()
         self._recent: deque[bytes] = deque(maxlen=_RECENT)
+        #: As of the beginning of the round. One that is born within it gets its telemetry from ``_recent``.
+        self._hosts: list[Host] = []
         self._said = OnceAMinute(logger)
         self._stopping = False
         self._next_tick = self._next_slow_tick = self._asked_estimates = 0.0
@@ -83,7 +87,10 @@ class Server:
         before = time.monotonic()
         try:
             while not self._stopping:
-                self._poller().poll(_TICK_MS)
+                self._poll()
+                # Rounds cost more than frames: under load, let some frames gather.
+                if (early := before + _SHORTEST_ROUND - time.monotonic()) > 0:
+                    time.sleep(early)
                 now = time.monotonic()
                 if now - before > 0.5:
                     # This process was stopped or starved; so were the workers, perhaps.
@@ -110,20 +117,21 @@ class Server:
             assert sender.offered is not None
             self._introduce(sender, sender.offered)
 
-    def _poller(self) -> zmq.Poller:
-        poller = zmq.Poller()
-        poller.register(self.router.socket, zmq.POLLIN)
+    def _poll(self) -> None:
+        """Wait for something to do."""
+        wanted: list[tuple[Any, int]] = [(self.router.socket, zmq.POLLIN)]
         if self.router.zap is not None:
-            poller.register(self.router.zap, zmq.POLLIN)
+            wanted.append((self.router.zap, zmq.POLLIN))
         for host in self.charge.hosts():
             if host.error is None:
-                poller.register(host.fileno(), zmq.POLLIN | (zmq.POLLOUT if host.wants_to_write else 0))
-        return poller
+                wanted.append((host.fileno(), zmq.POLLIN | (zmq.POLLOUT if host.wants_to_write else 0)))
+        zmq.zmq_poll(wanted, _TICK_MS)
 
     def _round(self, now: float) -> None:
         while self.router.zap is not None and self.router.zap.poll(0):
             self.router.admit()
         at = time.time_ns()
+        self._hosts = self.charge.hosts()
         receive = self.router.socket.recv_multipart
         for _ in range(_ROUND):
             try:
@@ -131,10 +139,10 @@ class Server:
             except zmq.Again:
                 break
             self._take(parts, now, at)
-        for host in self.charge.hosts():
+        hosts, in_charge = self.charge.hosts(), self.charge.current.host
+        for host in hosts:
             host.flush()
-        in_charge = self.charge.current.host
-        for host in self.charge.hosts():
+        for host in hosts:
             verdicts, echoes = host.receive()
             if host is in_charge:
                 self.outbox.obey(host, verdicts, echoes, now)
@@ -200,7 +208,7 @@ class Server:
         # The repeated plan goes out when the policy has seen this record: a sign of its life, not only of ours.
         due = now - sender.plan_sent > self.outbox.beat_every
         echo = (sender.sender, record.at_ns) if due else None
-        for host in self.charge.hosts():
+        for host in self._hosts:
             host.offer(frame, True, echo)
 
     def _introduce(self, sender: Sender, hello: Hello) -> None:
