@@ -1,10 +1,11 @@
 """Measure decode and verification steps of the CPU engine against their floor; see README.md.
 
-python -m bench.cpu_step.run --model DIR --draft DIR --output FILE
+make bench BENCH=cpu_step
 """
 
 import argparse
 import json
+import os
 import random
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ import sglang_nightjar  # noqa: F401  (before sglang)
 from bench.cpu_step import probe
 from bench.cpu_step.floor import WARM_UP_PASSES
 from bench.provenance import provenance
+from sglang_nightjar.demo.pair import ensure_pair
 
 SEED = 0
 # Steps at the start of a request that are left out, as many as passes of the floor.
@@ -107,6 +109,21 @@ def measure(bench: Bench, batch: int, rounds: int, steps: int) -> dict[str, Any]
     return row
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, milliseconds; "rest" is what the step takes beside the target's forward pass."""
+    lines = [
+        "| step | batch | rows | floor | forward pass | step | rest | draft | forward : floor | step : floor |",
+        "| --- |" + " --- |" * 9,
+    ]
+    for r in rows:
+        name = f"verify, γ={r['gamma']}" if r["gamma"] else "decode"
+        times = (r["floor"], r["forward"], r["step"], r["step"] - r["forward"], r.get("draft", 0.0))
+        ratios = (r["forward_to_floor"], r["step_to_floor"])
+        figures = [*(f"{ms:.1f}" for ms in times), *(f"{ratio:.2f}" for ratio in ratios)]
+        lines.append(f"| {name} | {r['batch']} | {r['rows']} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
 def save(path: Path, rows: list[dict[str, Any]], origin: dict[str, Any]) -> None:
     """Write ``rows`` with where they come from; rows of other steps that the file has already stay."""
     known = json.loads(path.read_text()) if path.exists() else []
@@ -118,8 +135,8 @@ def save(path: Path, rows: list[dict[str, Any]], origin: dict[str, Any]) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--draft")
+    parser.add_argument("--model", help="default: the demo pair")
+    parser.add_argument("--draft", help="needed with --model and --verify-batches")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--decode-batches", type=int, nargs="*", default=[1, 4, 16, 32])
     parser.add_argument("--verify-batches", type=int, nargs="*", default=[1, 4, 16])
@@ -127,8 +144,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--kv-cache-dtype", default="auto")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "results.json")
     arguments = parser.parse_args()
+    if arguments.model is None:
+        pair = ensure_pair()
+        arguments.model, arguments.draft = str(pair.target), str(pair.draft)
+    # Plain SGLang around the engine that is measured.
+    os.environ["NIGHTJAR_POLICY"] = "off"
     vocabulary = json.loads((Path(arguments.model) / "config.json").read_text())["vocab_size"]
     rows = []
     for gamma, batches in ((0, arguments.decode_batches), (arguments.gamma, arguments.verify_batches)):
@@ -139,9 +161,13 @@ def main() -> None:
             rows.append(measure(bench, batch, arguments.rounds, arguments.steps))
             print(json.dumps(rows[-1]), flush=True)
         bench.engine.shutdown()
-    if arguments.output:
-        origin = provenance(seed=SEED, context=arguments.context, kv_cache_dtype=arguments.kv_cache_dtype)
-        save(arguments.output, rows, origin)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    save(
+        arguments.output,
+        rows,
+        provenance(seed=SEED, context=arguments.context, kv_cache_dtype=arguments.kv_cache_dtype),
+    )
+    print(table(rows))
 
 
 if __name__ == "__main__":
