@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 from helpers.serving import alive
+from observe.fake_policy_process import FakePolicyProcess
 
+from sglang_nightjar.core.messages import Reply
 from sglang_nightjar.supervise.directory import PrivateDirectory
+from sglang_nightjar.supervise.liveness import PATIENCE_CHECKS, Liveness
 from sglang_nightjar.supervise.log_lines import forward_lines
 from sglang_nightjar.supervise.supervisor import BackOff, Supervisor
 
@@ -142,6 +145,7 @@ def test_one_that_is_found_broken_is_started_again(child_module: str, caplog: py
 def test_it_does_not_outlive_its_parent(child_module: str, sent: signal.Signals) -> None:
     program = f"""
 import time
+from sglang_nightjar.supervise.liveness import PATIENCE_CHECKS, Liveness
 from sglang_nightjar.supervise.log_lines import forward_lines
 from sglang_nightjar.supervise.supervisor import Supervisor
 supervisor = Supervisor("helper", {child_module!r}, ["stubborn"])
@@ -171,6 +175,22 @@ def test_levels_and_times_are_the_logs_own(caplog: pytest.LogCaptureFixture) -> 
         (logging.INFO, "helper: up"),
         (logging.INFO, "helper: plain words"),
     ]
+
+
+def test_a_process_that_does_not_answer_is_broken_and_one_that_answers_is_not(tmp_path: Path) -> None:
+    with FakePolicyProcess(tmp_path / "private", lambda op, args: Reply(0, True)) as process:
+        answering = Liveness(process.endpoint, "server")
+        for _ in range(PATIENCE_CHECKS + 5):
+            assert answering.is_broken() is None
+            time.sleep(0.03)
+        answering.close()
+    silent = Liveness(f"ipc://{tmp_path}/nobody", "server")
+    found = [silent.is_broken() for _ in range(PATIENCE_CHECKS)]
+    assert found[:-1] == [None] * (PATIENCE_CHECKS - 1)
+    assert found[-1] == f"it did not answer for {PATIENCE_CHECKS} s"
+    silent.restart()
+    assert silent.is_broken() is None
+    silent.close()
 
 
 def test_the_directory_is_private_and_goes_away(tmp_path: Path) -> None:

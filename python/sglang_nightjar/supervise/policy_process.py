@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sglang_nightjar import config
 from sglang_nightjar.supervise.directory import PrivateDirectory
+from sglang_nightjar.supervise.liveness import Liveness
 from sglang_nightjar.supervise.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -96,9 +97,8 @@ def _start(obstacle: str) -> PolicySetup:
         logger.info("Nightjar: the policy process at %s steers this server.", endpoint)
         return PolicySetup(endpoint, server, keys=Path(settings.link.keys) if settings.link.keys else None)
     _directory = PrivateDirectory()
-    file = _Socket(_directory)
-    endpoint = f"ipc://{file.path}"
-    args = ["--endpoint", endpoint]
+    health = _Health(_directory, server)
+    args = ["--endpoint", health.endpoint]
     args += ["--config", options.config] if options.config else []
     args += ["--policy", options.policy] if options.policy else []
     supervisor = Supervisor(
@@ -106,13 +106,13 @@ def _start(obstacle: str) -> PolicySetup:
         MODULE,
         args,
         env=_environment(),
-        prepare=file.prepare,
-        is_broken=file.is_broken,
+        prepare=health.prepare,
+        is_broken=health.is_broken,
         say=logger,
     )
     supervisor.start()
-    logger.info("Nightjar: policy %s, in a process of its own at %s.", policy, endpoint)
-    return PolicySetup(endpoint, server, policy, supervisor=supervisor)
+    logger.info("Nightjar: policy %s, in a process of its own at %s.", policy, health.endpoint)
+    return PolicySetup(health.endpoint, server, policy, supervisor=supervisor)
 
 
 def _environment() -> dict[str, str]:
@@ -122,23 +122,28 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **threads, "PYTHONUNBUFFERED": "1"}
 
 
-class _Socket:
-    """The policy process's socket file, on which a new connection depends."""
+class _Health:
+    """The policy process's socket file, on which a new connection depends, and its answers."""
 
-    def __init__(self, directory: PrivateDirectory):
+    def __init__(self, directory: PrivateDirectory, server: str):
         self.path = directory.path / "policy.sock"
+        self.endpoint = f"ipc://{self.path}"
         self._directory = directory
+        self._liveness = Liveness(self.endpoint, server)
         self._seen = False
         self._missing = 0
 
     def prepare(self) -> None:
         """Before a start: the directory is there and private. Raises OSError."""
         self._directory.ensure()
+        self._liveness.restart()
         self._seen, self._missing = False, 0
 
     def is_broken(self) -> str | None:
-        """Say so if the file was there and is gone: nobody new could connect."""
+        """Why it is of no use any more; None if it is."""
         exists = self.path.exists()
         self._seen = self._seen or exists
         self._missing = 0 if exists or not self._seen else self._missing + 1
-        return f"its socket {self.path} was deleted" if self._missing >= _SOCKET_GRACE_CHECKS else None
+        if self._missing >= _SOCKET_GRACE_CHECKS:
+            return f"its socket {self.path} was deleted"
+        return self._liveness.is_broken()
