@@ -49,6 +49,11 @@ def test_a_failing_policy_shows_its_own_state() -> None:
     assert (shown["state"], shown["detail"]) == ("restarting", "ZeroDivisionError: division by zero")
 
 
+def test_schedulers_without_an_agent_are_explained() -> None:
+    status = build(PolicySide("running", wanted="off", detail="the policy is off"), [{"other": 1}])
+    assert (status["ranks"], status["ranks_detail"]) == ([], "the policy is off")
+
+
 def test_for_people() -> None:
     status = build(PolicySide("running", answer()), [{"nightjar": rank()}])
     text = render.status(status, "http://here")

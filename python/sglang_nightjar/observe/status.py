@@ -60,7 +60,7 @@ def build(policy: PolicySide, internal_states: Sequence[dict[str, Any]], trouble
         },
         "shadow": [shadow["name"] for shadow in policy.answer.get("shadow", [])],
         "ranks": ranks,
-        "ranks_detail": trouble,
+        "ranks_detail": trouble or ("" if ranks else policy.detail),
         "counters": counters,
         "config": policy.answer.get("config", {}),
         "log": policy.answer.get("log", {}),
