@@ -61,7 +61,7 @@ class Bucket:
         return (self.bins + 1).bit_length()
 
     def best(self, arms: tuple[int, ...], drafting: bool, switch_ns: float) -> int | None:
-        """argmin over ``arms`` that were tried, of loss + [not drafting and γ > 0] · switch_ns / γ; None if none was."""
+        """argmin over the tried ``arms`` of loss + [not drafting and γ > 0] · switch_ns / γ; None if none was tried."""
         best, smallest = None, 0.0
         for gamma, cell in self.cells.items():
             if gamma not in arms:

@@ -92,17 +92,21 @@ def decode(frame: bytes, limit: int = MAX_FRAME_BYTES) -> Message:
 
 
 def _telemetry(body: dict[str, Any]) -> TelemetryBatch:
-    if body.keys() != _TELEMETRY.keys():
+    try:
+        sender, seq, dropped, rows = body["sender"], body["seq"], body["dropped"], body["records"]
+    except KeyError:
+        raise WireError(_wrong_keys("telemetry", body, _TELEMETRY)) from None
+    if len(body) != len(_TELEMETRY):
         raise WireError(_wrong_keys("telemetry", body, _TELEMETRY))
-    rows = body["records"]
+    # Spelt out, as this is the frame of which there are many; the checks themselves say what is wrong.
+    if type(sender) is not str or not 0 < len(sender) <= MAX_TEXT or not sender.isprintable():
+        _name("sender", sender)
+    if type(seq) is not int or not 0 < seq <= MAX_INT or type(dropped) is not int or not 0 <= dropped <= MAX_INT:
+        _positive("seq", seq)
+        _int("dropped", dropped)
     if type(rows) is not list or not 1 <= len(rows) <= MAX_RECORDS:
         raise WireError(f"records must be a list of 1 to {MAX_RECORDS} rows")
-    sender, seq, dropped = (
-        _name("sender", body["sender"]),
-        _positive("seq", body["seq"]),
-        _int("dropped", body["dropped"]),
-    )
-    return TelemetryBatch(sender, seq, tuple(map(record, rows)), dropped)
+    return TelemetryBatch(sender, seq, tuple([record(row) for row in rows]), dropped)
 
 
 def record(row: Any) -> Telemetry:

@@ -18,6 +18,7 @@ from sglang_nightjar.core.messages import (
     HelloWanted,
     Message,
     Plan,
+    Reply,
     Request,
     TelemetryBatch,
 )
@@ -42,6 +43,7 @@ _GREET_EVERY = 0.2
 _ROUND = 512
 #: Frames that a new policy is warmed with: 13 s of one scheduler at 300 iterations a second.
 _RECENT = 4096
+_OURS = (Plan, HelloWanted, Reply)
 _TICK_MS = 20
 _SHORTEST_ROUND = 0.0004
 _ESTIMATES_EVERY = 1.0
@@ -132,13 +134,16 @@ class Server:
             self.router.admit()
         at = time.time_ns()
         self._hosts = self.charge.hosts()
-        receive = self.router.socket.recv_multipart
+        receive, option, more = self.router.socket.recv, self.router.socket.getsockopt, zmq.RCVMORE
         for _ in range(_ROUND):
             try:
-                parts = receive(zmq.DONTWAIT)
+                # The parts of a message arrive together. The first is the route, which the ROUTER puts before it.
+                route, frame, parts = receive(zmq.DONTWAIT), receive(zmq.DONTWAIT), 1
+                while option(more):
+                    frame, parts = receive(zmq.DONTWAIT), parts + 1
             except zmq.Again:
                 break
-            self._take(parts, now, at)
+            self._take(route, frame, parts, now, at)
         hosts, in_charge = self.charge.hosts(), self.charge.current.host
         for host in hosts:
             host.flush()
@@ -153,17 +158,16 @@ class Server:
             self._next_tick = now + _TICK_MS / 1000
             self._tick(now)
 
-    def _take(self, parts: list[bytes], now: float, at: int) -> None:
+    def _take(self, route: bytes, frame: bytes, parts: int, now: float, at: int) -> None:
         self.counters["frames"] += 1
-        route, frame = parts[0], parts[-1]
         try:
-            if len(parts) != 2:
-                raise wire.WireError(f"a message of {len(parts) - 1} parts instead of one")
+            if parts != 1:
+                raise wire.WireError(f"a message of {parts} parts instead of one")
             message = wire.decode(frame)
         except wire.WireError as error:
             self._refuse(error.kind, str(error))
             return
-        if isinstance(message, Plan | HelloWanted) or not hasattr(message, "sender"):
+        if isinstance(message, _OURS):
             self._refuse("malformed", f"a {type(message).__name__}, which only the policy process sends")
             return
         sender = self.roster.admit(message.sender, message.seq, route, now)
