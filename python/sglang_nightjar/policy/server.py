@@ -132,6 +132,8 @@ class Server:
     def _round(self, now: float) -> None:
         while self.router.zap is not None and self.router.zap.poll(0):
             self.router.admit()
+        # Decisions first: somebody waits for them.
+        self._listen(now)
         at = time.time_ns()
         self._hosts = self.charge.hosts()
         receive, option, more = self.router.socket.recv, self.router.socket.getsockopt, zmq.RCVMORE
@@ -144,19 +146,21 @@ class Server:
             except zmq.Again:
                 break
             self._take(route, frame, parts, now, at)
-        hosts, in_charge = self.charge.hosts(), self.charge.current.host
-        for host in hosts:
-            host.flush()
-        for host in hosts:
-            verdicts, echoes = host.receive()
-            if host is in_charge:
-                self.outbox.obey(host, verdicts, echoes, now)
-            elif any(host is slot.host for slot in self.charge.shadows):
-                self.outbox.note_shadow(host, verdicts)
+        for host in self.charge.hosts():
             host.flush()
         if now >= self._next_tick:
             self._next_tick = now + _TICK_MS / 1000
             self._tick(now)
+
+    def _listen(self, now: float) -> None:
+        """Take what the workers say."""
+        in_charge = self.charge.current.host
+        for host in self.charge.hosts():
+            verdicts, echoes = host.receive()
+            if host is in_charge:
+                self.outbox.obey(host, verdicts, echoes, now)
+            elif verdicts and any(host is slot.host for slot in self.charge.shadows):
+                self.outbox.note_shadow(host, verdicts)
 
     def _take(self, route: bytes, frame: bytes, parts: int, now: float, at: int) -> None:
         self.counters["frames"] += 1
