@@ -22,7 +22,6 @@ _RETRACT = "sglang.srt.managers.schedule_batch:ScheduleBatch.retract_decode"
 SEAMS = (
     Seam(f"{_CLASS}.init_request_dispatcher", (), "hook", "to start the agent, and to let plans reach every rank"),
     Seam(f"{_CLASS}.process_batch_result", ("batch", "result"), "hook", "telemetry after every decode iteration"),
-    Seam(f"{_CLASS}.on_idle", (), "hook", "to send what is left when nothing runs"),
     Seam(f"{_CLASS}.get_internal_state", ("recv_req",), "hook", "GET /nightjar/status"),
     Seam(
         "sglang.srt.managers.schedule_batch:Req.__init__",
@@ -66,11 +65,6 @@ def around_result(original: Callable[..., None], scheduler: Any, batch: Any, res
     agent.guarded(agent.after_result, batch, result)
 
 
-def after_idle(_result: None, _scheduler: Any) -> None:
-    if (agent := scheduler_agent.current) is not None:
-        agent.guarded(agent.on_idle)
-
-
 def add_status(answer: Any, _scheduler: Any, recv_req: Any) -> None:
     if (agent := scheduler_agent.current) is not None:
         answer.internal_state[status.KEY] = status.rank_status(agent)
@@ -84,7 +78,6 @@ def count_retractions(answer: tuple[list[Any], float, list[Any]], _batch: Any, s
 def apply() -> None:
     for name, hook in (
         ("init_request_dispatcher", start_agent),
-        ("on_idle", after_idle),
         ("get_internal_state", add_status),
     ):
         HookRegistry.register(f"{_CLASS.replace(':', '.')}.{name}", hook, HookType.AFTER)

@@ -45,7 +45,7 @@ class Seam:
 
 # The modules outside this package that rely on SGLang's names.
 _OTHER_USERS = (
-    "sglang_nightjar.agent.collector",
+    "sglang_nightjar.agent.sampler",
     "sglang_nightjar.agent.process",
     "sglang_nightjar.launch_server",
     "sglang_nightjar.plugin",

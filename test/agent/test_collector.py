@@ -8,8 +8,9 @@ import pytest
 
 from sglang_nightjar.agent.collector import Collector, accepted_by_position
 from sglang_nightjar.agent.interval import ProposedInLogInterval
+from sglang_nightjar.agent.sampler import Sampler
 from sglang_nightjar.agent.selector import Launch
-from sglang_nightjar.core.messages import TelemetryBatch
+from sglang_nightjar.core.messages import Telemetry, TelemetryBatch
 from sglang_nightjar.core.wire import decode, encode
 
 
@@ -30,7 +31,10 @@ def test_accepted_by_position(correct: list[int], gamma: int, expected: tuple[in
 
 def make_scheduler(queue: int = 0) -> Fake:
     return Fake(
-        pool_stats_observer=Fake(get_pool_stats=lambda: Fake(full_num_used=123)),
+        is_hybrid_swa=False,
+        is_hybrid_ssm=False,
+        token_to_kv_pool_allocator=Fake(available_size=lambda: 800),
+        tree_cache=Fake(evictable_size=lambda: 77),
         waiting_queue=[Fake(origin_input_ids=[0] * 10)] * queue,
         grammar_manager=Fake(grammar_queue=[]),
         running_batch=Fake(reqs=[1, 2]),
@@ -49,41 +53,57 @@ def make_result(gamma: int, correct: list[int]) -> Fake:
     )
 
 
+class Bench:
+    """A sampler and the collector that reads it."""
+
+    def __init__(self, launches: deque[Launch] | None = None, queue: int = 0):
+        self.sampler = Sampler(make_scheduler(queue), deque() if launches is None else launches, 100)
+        self.collector = Collector()
+
+    def decode(self, result: Fake, context: int = 100) -> Telemetry:
+        self.sampler.decode(make_batch(), result, context, 5000)
+        return self.collector.record(self.sampler.samples.popleft())
+
+    def prefill(self, batch: Fake) -> None:
+        self.sampler.prefill(batch)
+        self.collector.note_prefill(self.sampler.samples.popleft())
+
+
 def test_the_record_is_credited_to_the_gamma_and_plan_of_its_launch_and_survives_the_wire() -> None:
     launches = deque([Launch(3, 7), Launch(0, 8)])
-    collector = Collector(make_scheduler(queue=3), launches)
-    first = collector.record(make_batch(), make_result(3, [3, 1]))
-    second = collector.record(make_batch(), make_result(0, [0, 0]))
+    bench = Bench(launches, queue=3)
+    first = bench.decode(make_result(3, [3, 1]))
+    second = bench.decode(make_result(0, [0, 0]))
     assert (first.iteration, first.gamma, first.plan_id, first.committed, first.accepted) == (1, 3, 7, 6, (2, 1, 1))
     assert (second.iteration, second.gamma, second.plan_id, second.committed, second.accepted) == (2, 0, 8, 2, ())
-    assert (first.context_tokens, first.kv_used, first.queue_length, first.queued_tokens) == (100, 123, 3, 30)
+    assert (first.context_tokens, first.kv_used, first.queue_length, first.queued_tokens) == (106, 123, 3, 30)
     batch = TelemetryBatch("s", 1, (first, second))
     assert decode(encode(batch)) == batch
 
 
 def test_prefill_between_two_decode_iterations_is_said_once_and_its_time_is_theirs() -> None:
-    collector = Collector(make_scheduler(), deque())
-    collector.record(make_batch(), make_result(1, [0, 1]))
+    bench = Bench()
+    bench.decode(make_result(1, [0, 1]))
     prefill = make_batch(extend=77)
     time.sleep(0.01)
-    collector.note_prefill(prefill)
-    shared = collector.record(make_batch(), make_result(1, [0, 1]))
-    alone = collector.record(make_batch(), make_result(1, [0, 1]))
+    bench.prefill(prefill)
+    shared = bench.decode(make_result(1, [0, 1]))
+    alone = bench.decode(make_result(1, [0, 1]))
     assert (shared.prefill_tokens, alone.prefill_tokens) == (77, 0)
     assert shared.iteration_ns >= 10_000_000 > alone.iteration_ns
 
 
 def test_idle_time_is_nobodys() -> None:
-    collector = Collector(make_scheduler(), deque())
-    collector.record(make_batch(), make_result(1, [0, 1]))
+    bench = Bench()
+    bench.decode(make_result(1, [0, 1]))
     time.sleep(0.2)
-    collector.note_prefill(make_batch(extend=5))
-    assert collector.record(make_batch(), make_result(1, [0, 1])).iteration_ns < 100_000_000
+    bench.prefill(make_batch(extend=5))
+    assert bench.decode(make_result(1, [0, 1])).iteration_ns < 100_000_000
 
 
 def test_a_server_without_speculation_has_records_too() -> None:
     result = Fake(speculative_num_draft_tokens=None, num_correct_drafts_per_req_cpu=None, can_run_cuda_graph=True)
-    record = Collector(make_scheduler(), deque()).record(make_batch(), result)
+    record = Bench().decode(result)
     assert (record.gamma, record.committed, record.accepted, record.cuda_graph) == (0, 2, (), 1)
 
 

@@ -43,12 +43,15 @@ class ArrivalReporter:
             self._since_ns = self._clock_ns()
         self._requests += requests
         self._prompt_tokens += prompt_tokens
+        self._schedule()
+
+    def _schedule(self) -> None:
         if not self._is_due:
             self._is_due = True
             asyncio.get_running_loop().call_later(INTERVAL_S, self.report)
 
     def report(self) -> None:
-        """Send what was counted; if it can't be sent, it is added to what comes next, for a second."""
+        """Send what was counted; if it can't be sent, try again for a second, with what comes meanwhile."""
         self._is_due = False
         if not self._requests:
             return
@@ -72,6 +75,8 @@ class ArrivalReporter:
             self.reported += self._requests
         if sent or now - self._since_ns > _FORGET_NS:
             self._requests = self._prompt_tokens = 0
+        else:
+            self._schedule()
 
 
 _reporters: dict[str, ArrivalReporter] = {}

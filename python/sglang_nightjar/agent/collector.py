@@ -1,38 +1,13 @@
-"""One telemetry record per decode iteration, out of what the scheduler has at hand. No device is waited for."""
+"""Telemetry records out of the scheduler's samples, and the totals that status shows. Runs beside the scheduler."""
 
-import time
-from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
-from sglang_nightjar.agent.selector import Launch
+from sglang_nightjar.agent.overhead import Overhead
+from sglang_nightjar.agent.sampler import DecodeSample, PrefillSample
 from sglang_nightjar.core.messages import Telemetry
-from sglang_nightjar.patches.seams import Seam
-
-_SCHEDULER = "sglang.srt.managers.scheduler:Scheduler"
-_BATCH = "sglang.srt.managers.schedule_batch:ScheduleBatch"
-_RESULT = "sglang.srt.managers.utils:GenerationBatchResult"
-
-SEAMS = (
-    *(
-        Seam(f"{_RESULT}.{name}", None, "field", "telemetry")
-        for name in ("speculative_num_draft_tokens", "num_correct_drafts_per_req_cpu", "can_run_cuda_graph")
-    ),
-    *(Seam(f"{_BATCH}.{name}", None, "field", "telemetry") for name in ("reqs", "launch_ts", "extend_num_tokens")),
-    Seam(
-        "sglang.srt.managers.scheduler_components.pool_stats_observer:SchedulerPoolStatsObserver.get_pool_stats",
-        (),
-        "call",
-        "KV use",
-    ),
-)
 
 #: A batch launched so long after the last result found an idle scheduler: its iteration starts with its launch.
 _IDLE_NS = 20_000_000
-
-#: The waiting requests' tokens are counted at most so often, and over at most so many requests.
-_QUEUE_PERIOD_NS = 50_000_000
-_QUEUE_COUNTED = 256
 
 
 @dataclass
@@ -61,84 +36,65 @@ class Collector:
     Attributes:
         totals: see `Totals`.
         last: the newest record; None before the first.
+        overhead: what the agent costs the scheduler.
     """
 
-    def __init__(self, scheduler: Any, launches: deque[Launch]):
+    def __init__(self) -> None:
         self.totals = Totals()
         self.last: Telemetry | None = None
-        self._scheduler = scheduler
-        self._launches = launches
+        self.overhead = Overhead()
         self._result_ns = 0
         self._since_ns = 0
         self._prefill_tokens = 0
-        self._queued_tokens = 0
-        self._queue_counted_ns = 0
 
-    def note_prefill(self, batch: Any) -> None:
-        """A prefill's result was processed."""
-        now = time.monotonic_ns()
-        self._note_start(batch)
-        self._prefill_tokens += batch.extend_num_tokens or 0
-        self._result_ns = now
+    def note_prefill(self, sample: PrefillSample) -> None:
+        """A prefill came between decode iterations."""
+        self._note_start(sample.launched_s)
+        self._prefill_tokens += sample.tokens
+        self._result_ns = sample.at_ns
 
-    def record(self, batch: Any, result: Any) -> Telemetry:
-        """The record of a decode iteration whose result was just processed."""
-        now = time.monotonic_ns()
-        self._note_start(batch)
-        scheduler, reqs = self._scheduler, batch.reqs
-        batch_size = len(reqs)
-        gamma = (result.speculative_num_draft_tokens or 1) - 1
-        plan_id = self._launches.popleft().plan_id if self._launches else 0
-        correct = result.num_correct_drafts_per_req_cpu or ()
-        accepted = accepted_by_position(correct, gamma)
-        iteration_ns = now - self._since_ns
-        pool = scheduler.pool_stats_observer.get_pool_stats()
-        queue = scheduler.waiting_queue
+    def record(self, sample: DecodeSample) -> Telemetry:
+        """The record of a decode iteration."""
+        self._note_start(sample.launched_s)
+        self.overhead.note(sample.overhead_ns)
+        gamma = (sample.width or 1) - 1
+        accepted = accepted_by_position(sample.correct or (), gamma)
+        drafts = sum(accepted)
+        iteration_ns = max(0, sample.at_ns - self._since_ns)
         totals = self.totals
         totals.iterations += 1
         totals.time_ns_by_gamma[gamma] = totals.time_ns_by_gamma.get(gamma, 0) + iteration_ns
-        totals.verified += batch_size
-        totals.proposed += gamma * batch_size
-        committed_drafts = sum(accepted)
-        totals.accepted += committed_drafts
+        totals.verified += sample.batch_size
+        totals.proposed += gamma * sample.batch_size
+        totals.accepted += drafts
+        committed = sample.batch_size + drafts
         made = self.last = Telemetry(
-            totals.iterations,
-            now,
-            iteration_ns,
-            batch_size,
-            gamma,
-            batch_size + committed_drafts,
-            sum([req.kv_committed_len for req in reqs]),
-            self._prefill_tokens,
-            len(queue) + len(scheduler.grammar_manager.grammar_queue),
-            self._queued(queue, now) if queue else 0,
-            len(scheduler.running_batch.reqs),
-            max(0, pool.full_num_used),
-            scheduler.max_total_num_tokens,
-            totals.retractions,
-            0,
-            0,
-            0,
-            1 if result.can_run_cuda_graph else 0,
-            plan_id,
-            accepted,
+            iteration=totals.iterations,
+            at_ns=sample.at_ns,
+            iteration_ns=iteration_ns,
+            batch_size=sample.batch_size,
+            gamma=gamma,
+            committed=committed,
+            context_tokens=sample.context_tokens + committed,
+            prefill_tokens=self._prefill_tokens,
+            queue_length=sample.queue_length,
+            queued_tokens=sample.queued_tokens,
+            running=sample.running,
+            kv_used=max(0, sample.kv_used),
+            kv_capacity=sample.kv_capacity,
+            retractions=totals.retractions,
+            cuda_graph=1 if sample.cuda_graph else 0,
+            plan_id=sample.launch.plan_id if sample.launch else 0,
+            accepted=accepted,
         )
         self._prefill_tokens = 0
-        self._result_ns = self._since_ns = now
+        self._result_ns = self._since_ns = sample.at_ns
         return made
 
-    def _note_start(self, batch: Any) -> None:
-        launched_ns = int(batch.launch_ts * 1e9)
+    def _note_start(self, launched_s: float) -> None:
+        launched_ns = int(launched_s * 1e9)
         if launched_ns - self._result_ns > _IDLE_NS:
             self._since_ns = launched_ns
-
-    def _queued(self, queue: list[Any], now: int) -> int:
-        """Prompt tokens of the waiting requests; of a long queue, an estimate from its head."""
-        if now - self._queue_counted_ns > _QUEUE_PERIOD_NS:
-            self._queue_counted_ns = now
-            head = queue[:_QUEUE_COUNTED]
-            self._queued_tokens = sum([len(req.origin_input_ids) for req in head]) * len(queue) // len(head)
-        return self._queued_tokens
 
 
 def accepted_by_position(correct: list[int] | tuple[int, ...], gamma: int) -> tuple[int, ...]:

@@ -1,8 +1,4 @@
-"""The socket to the policy process, used from the scheduler's own thread and therefore never waiting.
-
-Sends and receives are NOBLOCK calls that hand a message to ZMQ's I/O thread, which has no use for Python's lock: a
-Python thread of our own would compete with the scheduler for it.
-"""
+"""The socket to the policy process. Nothing here ever waits: every send and receive is a NOBLOCK call."""
 
 import enum
 import functools
@@ -54,7 +50,7 @@ class Link:
         self.sent = 0
         self.connections = 0
         self._context = zmq.Context(io_threads=1)
-        # A batch thread does not push the scheduler's thread off its core when a send wakes it: 100 µs and more.
+        # A batch thread pushes nobody off a core when a send wakes it; that cost 100 µs and more.
         self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
         self._socket = endpoints.connect(self._context, endpoint, keys)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)

@@ -1,7 +1,16 @@
-"""Nightjar inside one scheduler process: plans in, γ on, telemetry out."""
+"""Nightjar inside one scheduler process: plans in, γ on, telemetry out.
 
+The scheduler's thread only notes what happened and picks up what was decided; a thread beside it does the rest. Waking
+a sleeping thread costs more than all the notes of an iteration, so that thread is not woken: it looks every few
+milliseconds.
+"""
+
+import contextlib
 import logging
+import os
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +20,27 @@ from sglang_nightjar.agent.collector import Collector
 from sglang_nightjar.agent.decision import Decision
 from sglang_nightjar.agent.interval import ProposedInLogInterval
 from sglang_nightjar.agent.link import Link, rate_limited
-from sglang_nightjar.agent.overhead import Overhead
 from sglang_nightjar.agent.regimes import RegimeLog
+from sglang_nightjar.agent.sampler import PrefillSample, Sampler
 from sglang_nightjar.agent.selector import GammaSelector
 from sglang_nightjar.agent.settings import Settings
 from sglang_nightjar.agent.steering import Steering
 
 logger = logging.getLogger(__name__)
 
+#: How often the thread looks for samples and plans: while the scheduler works, and while it rests.
+BUSY_PERIOD_S = 0.005
+REST_PERIOD_S = 0.05
+
+#: It takes the scheduler to rest after so many looks in vain.
+_LOOKS_IN_VAIN = 100
+
+#: Samples that may wait for the thread; it reads them 200 times a second.
+_SAMPLES = 4096
+
 
 class SchedulerAgent:
-    """One per scheduler process; only the rank that receives SGLang's requests has the link.
+    """One per scheduler process; only the rank that receives SGLang's requests has the link and the thread.
 
     Whatever goes wrong in here must cost speed and never a request, so SGLang's calls come in through `guarded`.
 
@@ -33,30 +52,37 @@ class SchedulerAgent:
     def __init__(self, scheduler: Any, selector: GammaSelector, settings: Settings):
         self.scheduler = scheduler
         self.selector = selector
-        self.overhead = Overhead()
-        self.collector = Collector(scheduler, selector.launches)
         self.interval = ProposedInLogInterval()
         self.errors = 0
         self.applied_iteration = 1
         self.place = identity.Place.of(scheduler)
         self.draft_bytes = identity.private_draft_bytes(scheduler)
-        self.regimes = RegimeLog(logging.INFO if self.place.decides else logging.DEBUG)
+        self.collector = Collector()
+        self.regimes = RegimeLog(logging.INFO)
         self.client: PolicyClient | None = None
         self.steering: Steering | None = None
-        if settings.endpoint and self.place.decides:
+        self._sampler = Sampler(scheduler, selector.launches, _SAMPLES)
+        # Where the thread leaves the newest decision. Each end of a deque is safe to use from one thread.
+        self._decided: deque[Decision] = deque(maxlen=1)
+        self._context_tokens = 0
+        self._spent_ns = 0
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="nightjar-agent", daemon=True)
+        if not self.place.decides:
+            return
+        if settings.endpoint:
             hello = identity.hello_maker(scheduler, self.place, selector)
             sender = identity.sender(f"dp{self.place.dp_rank}")
             self.client = PolicyClient(Link(settings.endpoint, settings.keys), sender, hello, settings.stale_after_s)
             self.steering = Steering(self.client, selector)
+        self._thread.start()
+
+    # The scheduler's thread.
 
     def after_pull(self, requests: list[Any] | None) -> None:
         """On the deciding rank, once per loop: append what must reach all ranks to ``requests``."""
-        if self.steering is None or requests is None:
-            return
-        started = time.perf_counter_ns()
-        if (decision := self.steering.next_decision()) is not None:
-            requests.append(decision)
-        self.overhead.add(time.perf_counter_ns() - started)
+        if self._decided and requests is not None:
+            requests.append(self._decided.popleft())
 
     def apply(self, decision: Decision) -> None:
         """On every rank of the TP group, in the same iteration, before its batch is chosen."""
@@ -77,37 +103,29 @@ class SchedulerAgent:
 
         Only DSpark drafts use the field otherwise; it travels to the tokenizer process with the answer.
         """
-        if not batch.forward_mode.is_decode() or not result.speculative_num_draft_tokens:
+        if not batch.forward_mode.is_decode():
             return
         started = time.perf_counter_ns()
-        gamma = result.speculative_num_draft_tokens - 1
+        gamma = (result.speculative_num_draft_tokens or 1) - 1
+        context_tokens = 0
         for req in batch.reqs:
             req.spec_num_cap_tokens += gamma
-        self.overhead.add(time.perf_counter_ns() - started)
+            context_tokens += req.kv_committed_len
+        self._context_tokens = context_tokens
+        self._spent_ns += time.perf_counter_ns() - started
 
     def after_result(self, batch: Any, result: Any) -> None:
         """After each batch's result was processed."""
         started = time.perf_counter_ns()
-        mode = batch.forward_mode
-        if not mode.is_decode():
-            if mode.is_extend():
-                self.collector.note_prefill(batch)
-            self.overhead.add(time.perf_counter_ns() - started)
-            self.overhead.close_iteration()
-            return
-        record = self.collector.record(batch, result)
-        decision = self.selector.decision
-        self.regimes.note(record.gamma, record.batch_size, record.iteration, decision.source, decision.reason)
-        if self.client is not None:
-            self.client.post(record)
-        self.overhead.add(time.perf_counter_ns() - started)
-        self.overhead.close_iteration()
-
-    def on_idle(self) -> None:
-        """Nothing runs: what is left goes out. What that costs is nobody's loss, and no iteration's."""
-        if self.client is not None:
-            self.client.flush()
-        self.overhead.drop_iteration()
+        if batch.forward_mode.is_decode():
+            if self.place.decides:
+                spent, self._spent_ns = self._spent_ns, 0
+                self._sampler.decode(batch, result, self._context_tokens, spent)
+            elif self.selector.launches:
+                self.selector.launches.popleft()
+        elif batch.forward_mode.is_extend() and self.place.decides:
+            self._sampler.prefill(batch)
+        self._spent_ns += time.perf_counter_ns() - started
 
     def guarded(self, part: Callable[..., None], *args: Any) -> None:
         """Call ``part``; an exception is counted and logged, and goes no further."""
@@ -117,6 +135,41 @@ class SchedulerAgent:
             self.errors += 1
             rate_limited.warning("%s failed: %r", part.__name__, error)
             logger.debug("Nightjar: %s failed", part.__name__, exc_info=True)
+
+    # The thread beside it.
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            # A batch thread does not push the scheduler's thread off its core when its sleep ends.
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        in_vain = 0
+        while not self._ends.is_set():
+            time.sleep(BUSY_PERIOD_S if in_vain < _LOOKS_IN_VAIN else REST_PERIOD_S)
+            in_vain = 0 if self._sampler.samples else in_vain + 1
+            self.guarded(self._report)
+            self.guarded(self._steer)
+
+    def _report(self) -> None:
+        """Turn the samples that are there into records, and send them."""
+        samples = self._sampler.samples
+        while samples:
+            sample = samples.popleft()
+            if isinstance(sample, PrefillSample):
+                self.collector.note_prefill(sample)
+                continue
+            record = self.collector.record(sample)
+            decision = self.selector.decision
+            self.regimes.note(record.gamma, record.batch_size, record.iteration, decision.source, decision.reason)
+            if self.client is not None:
+                self.client.post(record)
+
+    def _steer(self) -> None:
+        """See what the policy process says, and leave it for the scheduler."""
+        if self.steering is None or self.client is None:
+            return
+        if (decision := self.steering.next_decision()) is not None:
+            self._decided.append(decision)
+        self.client.flush()
 
 
 #: The agent of this process, if it is a scheduler under Nightjar.

@@ -14,7 +14,7 @@ def rank_status(agent: SchedulerAgent) -> dict[str, Any]:
     decision = agent.selector.decision
     last = agent.collector.last
     totals = agent.collector.totals
-    overhead = agent.overhead.percentiles()
+    overhead = agent.collector.overhead.percentiles()
     capacity = agent.scheduler.max_total_num_tokens
     return {
         "rank": agent.place.dp_rank,
@@ -32,11 +32,11 @@ def rank_status(agent: SchedulerAgent) -> dict[str, Any]:
         "draft": {"device_bytes": agent.draft_bytes, "lag_max": last.lag_max if last else 0},
         "link": _link(agent),
         "overhead_us": {"p50": round(overhead.p50, 1), "p99": round(overhead.p99, 1)},
-        "seconds_by_gamma": {str(gamma): ns / 1e9 for gamma, ns in sorted(totals.time_ns_by_gamma.items())},
+        "seconds_by_gamma": {str(gamma): ns / 1e9 for gamma, ns in sorted(totals.time_ns_by_gamma.copy().items())},
         "draft_tokens": {"verified": totals.verified, "proposed": totals.proposed, "accepted": totals.accepted},
         "switches": [
             {"from": before, "to": after, "source": source, "count": count}
-            for (before, after, source), count in sorted(agent.regimes.switches.items())
+            for (before, after, source), count in sorted(agent.regimes.switches.copy().items())
         ],
         "counters": {
             "gamma_switches": agent.regimes.total,

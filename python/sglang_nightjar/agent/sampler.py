@@ -1,0 +1,118 @@
+"""What the scheduler's thread notes of each batch: plain values, so that another thread can do the rest."""
+
+import time
+from collections import deque
+from typing import Any, NamedTuple
+
+from sglang_nightjar.agent.selector import Launch
+from sglang_nightjar.patches.seams import Seam
+
+_BATCH = "sglang.srt.managers.schedule_batch:ScheduleBatch"
+_RESULT = "sglang.srt.managers.utils:GenerationBatchResult"
+
+SEAMS = (
+    *(
+        Seam(f"{_RESULT}.{name}", None, "field", "telemetry")
+        for name in ("speculative_num_draft_tokens", "num_correct_drafts_per_req_cpu", "can_run_cuda_graph")
+    ),
+    *(Seam(f"{_BATCH}.{name}", None, "field", "telemetry") for name in ("reqs", "launch_ts", "extend_num_tokens")),
+    Seam(
+        "sglang.srt.managers.scheduler_components.pool_stats_observer:SchedulerPoolStatsObserver.get_pool_stats",
+        (),
+        "call",
+        "KV use of hybrid pools",
+    ),
+    Seam("sglang.srt.mem_cache.allocator.token:TokenToKVPoolAllocator.available_size", (), "call", "KV use"),
+    Seam("sglang.srt.mem_cache.radix_cache:RadixCache.evictable_size", (), "call", "KV use"),
+)
+
+#: The waiting requests' tokens are counted at most so often, and over at most so many requests.
+_QUEUE_PERIOD_NS = 50_000_000
+_QUEUE_COUNTED = 256
+
+
+class PrefillSample(NamedTuple):
+    """A prefill whose result was processed at ``at_ns``; launched at ``launched_s`` of the same clock."""
+
+    at_ns: int
+    launched_s: float
+    tokens: int
+
+
+class DecodeSample(NamedTuple):
+    """A decode iteration, as `core.messages.Telemetry` has it, before anything is derived.
+
+    Attributes:
+        width: tokens verified per request, γ + 1; None without speculation.
+        correct: accepted draft tokens of each request.
+        context_tokens: before this iteration.
+        overhead_ns: what the agent cost the scheduler's thread in the iteration before.
+    """
+
+    at_ns: int
+    launched_s: float
+    batch_size: int
+    width: int | None
+    correct: list[int] | None
+    launch: Launch | None
+    context_tokens: int
+    queue_length: int
+    queued_tokens: int
+    running: int
+    kv_used: int
+    kv_capacity: int
+    cuda_graph: bool
+    overhead_ns: int
+
+
+class Sampler:
+    """Takes the samples; everything else about them happens on the thread that reads ``samples``."""
+
+    def __init__(self, scheduler: Any, launches: deque[Launch], bound: int):
+        """At most ``bound`` samples wait to be read; then the oldest are dropped."""
+        self.samples: deque[PrefillSample | DecodeSample] = deque(maxlen=bound)
+        self._scheduler = scheduler
+        self._launches = launches
+        self._is_hybrid = bool(scheduler.is_hybrid_swa or scheduler.is_hybrid_ssm)
+        self._queued_tokens = 0
+        self._queue_counted_ns = 0
+
+    def prefill(self, batch: Any) -> None:
+        """A prefill's result was processed."""
+        self.samples.append(PrefillSample(time.monotonic_ns(), batch.launch_ts, batch.extend_num_tokens or 0))
+
+    def decode(self, batch: Any, result: Any, context_tokens: int, overhead_ns: int) -> None:
+        """A decode iteration's result was processed."""
+        scheduler = self._scheduler
+        now, queue, capacity = time.monotonic_ns(), scheduler.waiting_queue, scheduler.max_total_num_tokens
+        if self._is_hybrid:
+            used = scheduler.pool_stats_observer.get_pool_stats().full_num_used
+        else:
+            free = scheduler.token_to_kv_pool_allocator.available_size()
+            used = capacity - free - scheduler.tree_cache.evictable_size()
+        self.samples.append(
+            DecodeSample(
+                now,
+                batch.launch_ts,
+                len(batch.reqs),
+                result.speculative_num_draft_tokens,
+                result.num_correct_drafts_per_req_cpu,
+                self._launches.popleft() if self._launches else None,
+                context_tokens,
+                len(queue) + len(scheduler.grammar_manager.grammar_queue),
+                self._queued(queue, now) if queue else 0,
+                len(scheduler.running_batch.reqs),
+                used,
+                capacity,
+                result.can_run_cuda_graph,
+                overhead_ns,
+            )
+        )
+
+    def _queued(self, queue: list[Any], now: int) -> int:
+        """Prompt tokens of the waiting requests; of a long queue, an estimate from its head."""
+        if now - self._queue_counted_ns > _QUEUE_PERIOD_NS:
+            self._queue_counted_ns = now
+            head = queue[:_QUEUE_COUNTED]
+            self._queued_tokens = sum([len(req.origin_input_ids) for req in head]) * len(queue) // len(head)
+        return self._queued_tokens
