@@ -6,6 +6,7 @@ import json
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.demo_server import Server
 from sglang_nightjar.demo.pair import ensure_pair
@@ -21,13 +22,13 @@ class Arm:
 
     name: str
     server: str
-    gamma: int | None = None
+    policy: dict[str, Any] | None = None
 
     def prepare(self, server: Server) -> None:
         """Put its policy in charge. Raises urllib.error.HTTPError if the server refuses."""
-        if self.gamma is None:
+        if self.policy is None:
             return
-        body = json.dumps({"name": "static", "params": {"gamma": self.gamma}}).encode()
+        body = json.dumps(self.policy).encode()
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {_ADMIN_KEY}"}
         request = urllib.request.Request(server.url + "/nightjar/policy", body, headers, method="PUT")
         urllib.request.urlopen(request, timeout=60).close()
@@ -39,10 +40,23 @@ def arms(gammas: list[int]) -> list[Arm]:
     """No speculation, each static γ, ``nightjar``, and SGLang's adaptive rule."""
     return [
         Arm("no speculation", "plain"),
-        *(Arm(f"static γ={gamma}", "static", gamma) for gamma in gammas),
+        *(Arm(f"static γ={gamma}", "static", _static(gamma)) for gamma in gammas),
         Arm("nightjar", "nightjar"),
         Arm("--speculative-adaptive", "adaptive"),
     ]
+
+
+def arms_of_one_server(gammas: list[int]) -> list[Arm]:
+    """Each static γ, ``ema`` (SGLang's rule as a policy) and ``nightjar``, put in charge of the same server in turn."""
+    return [
+        *(Arm(f"static γ={gamma}", "nightjar", _static(gamma)) for gamma in gammas),
+        Arm("ema", "nightjar", {"name": "ema"}),
+        Arm("nightjar", "nightjar", {"name": "nightjar"}),
+    ]
+
+
+def _static(gamma: int) -> dict[str, Any]:
+    return {"name": "static", "params": {"gamma": gamma}}
 
 
 def start(name: str, folder: Path) -> Server:

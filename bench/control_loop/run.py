@@ -2,7 +2,8 @@
 
 Each round runs the profile once per arm, in another order each time. With ``--side-by-side`` all four servers are up
 at once (2.5 GB each) and each round visits all of them; otherwise one is up at a time and runs all its rounds, which
-needs a machine that stays as fast as it was.
+needs a machine that stays as fast as it was. ``--one-server`` needs neither: it changes the policy of one server
+between runs, so that what else the machine does falls on all policies alike.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.control_loop.arms import Arm, arms, log_of, start
+from bench.control_loop.arms import Arm, arms, arms_of_one_server, log_of, start
 from bench.control_loop.load import Load, Phase
 from bench.control_loop.report import write_report
 from bench.control_loop.timeline import gamma_by_clients, read
@@ -59,15 +60,17 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--arms", nargs="+", help="only these, by name")
     parser.add_argument("--side-by-side", action="store_true", help="all servers at once; 2 GB of memory each")
+    parser.add_argument("--one-server", action="store_true", help="put all policies in charge of one server, in turn")
     parser.add_argument("--around", default="", help="a command to run each load under, such as 'taskset -c 2'")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
 
     args.out.mkdir(parents=True, exist_ok=True)
-    chosen = [arm for arm in arms(args.gammas) if not args.arms or arm.name in args.arms]
+    available = (arms_of_one_server if args.one_server else arms)(args.gammas)
+    chosen = [arm for arm in available if not args.arms or arm.name in args.arms]
     names = list(dict.fromkeys(arm.server for arm in chosen))
-    draw, runs, timelines = random.Random(args.seed), [], []
+    draw, runs = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as temporary:
         folders = {name: Path(temporary) / name for name in names}
         for group in [names] if args.side_by_side else [[name] for name in names]:
@@ -81,15 +84,19 @@ def main() -> None:
                 for number in range(args.rounds):
                     for arm in draw.sample(own, len(own)):
                         runs.append(measure(arm, servers[arm.server], folders[arm.server], number, args))
-            if "nightjar" in group:
-                own_runs = [run for run in runs if run["arm"] == "nightjar"]
-                timelines.append(timeline(log_of(folders["nightjar"]), own_runs))
-            # After each server: a long run that is cut off still has what it has measured.
-            settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-            result = {"provenance": provenance(settings=settings), "runs": runs, "timelines": timelines}
-            (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-            write_report(result, args.out)
+                    # After each round: a long run that is cut off still has what it has measured.
+                    write(runs, folders.get("nightjar"), args)
     print(f"written to {args.out}")
+
+
+def write(runs: list[dict], nightjar: Path | None, args: argparse.Namespace) -> None:
+    """Results, table and pictures of what has been measured; ``nightjar`` is the folder of that policy's server."""
+    own = [run for run in runs if run["arm"] == "nightjar"]
+    timelines = [timeline(log_of(nightjar), own)] if nightjar is not None and own else []
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    result = {"provenance": provenance(settings=settings), "runs": runs, "timelines": timelines}
+    (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_report(result, args.out)
 
 
 def timeline(log: Path, runs: list[dict]) -> dict[str, object]:
