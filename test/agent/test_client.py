@@ -131,6 +131,16 @@ def test_hello_is_repeated_on_request(path: Path, client: PolicyClient) -> None:
         collect_until(client, lambda: len(router.of(Hello)) == 2)
 
 
+def test_who_has_nothing_to_report_says_hello_now_and_then(
+    path: Path, client: PolicyClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sglang_nightjar.agent.client.HELLO_AGAIN_NS", 50_000_000)
+    with Router(path) as router:
+        started = time.monotonic()
+        collect_until(client, lambda: len(router.of(Hello)) == 4)
+        assert time.monotonic() - started > 0.15
+
+
 @pytest.mark.parametrize(
     "frame",
     [

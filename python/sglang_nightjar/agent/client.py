@@ -15,6 +15,9 @@ BACKLOG = 512
 RECORDS_AT_ONCE = 16
 FRAMES_AT_ONCE = 2
 
+#: An agent with nothing to report says hello again now and then.
+HELLO_AGAIN_NS = 20_000_000_000
+
 #: After ZMQ took nothing more, the next attempt waits so long: encoding for nothing costs more than waiting.
 _PAUSE_NS = 10_000_000
 
@@ -50,6 +53,7 @@ class PolicyClient:
         self._seq = 0
         self._hello_due = True
         self._not_before_ns = 0
+        self._sent_ns = 0
         self._life_ns = 0
         self._newest_plan = 0
 
@@ -78,8 +82,11 @@ class PolicyClient:
 
     def flush(self) -> None:
         """Send what is due, as far as ZMQ takes it."""
-        if not self.link.connected or self._clock_ns() < self._not_before_ns:
+        now = self._clock_ns()
+        if not self.link.connected or now < self._not_before_ns:
             return
+        # The policy process forgets who is silent for a minute, and then has no plan for what comes next.
+        self._hello_due = self._hello_due or now - self._sent_ns > HELLO_AGAIN_NS
         if self._hello_due:
             if not self._send(encode(self._hello(self.sender, self._seq + 1))):
                 return
@@ -141,6 +148,7 @@ class PolicyClient:
     def _send(self, frame: bytes) -> bool:
         if self.link.send(frame):
             self._seq += 1
+            self._sent_ns = self._clock_ns()
             return True
         self._not_before_ns = self._clock_ns() + _PAUSE_NS
         return False
