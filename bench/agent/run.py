@@ -96,7 +96,7 @@ def table(result: dict) -> str:
     lines.append("")
     lines.append(
         f"Agent on the scheduler's thread: p50 {overhead['p50']} µs, p99 {overhead['p99']} µs per iteration over "
-        f"the last {min(status['iterations'], 4096)}; plans from {status['source']}, "
+        f"the last {min(status['iterations'], 1024)}; plans from {status['source']}, "
         f"{status['link']['dropped']} records dropped."
     )
     return "\n".join(lines)

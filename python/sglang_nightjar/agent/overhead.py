@@ -3,12 +3,12 @@
 from collections import deque
 from dataclasses import dataclass
 
-_KEPT = 4096
+_KEPT = 1024
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Microseconds per decode iteration, over the last few thousand."""
+    """Microseconds per decode iteration, over the last thousand."""
 
     p50: float
     p99: float

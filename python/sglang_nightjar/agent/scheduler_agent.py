@@ -29,13 +29,13 @@ from sglang_nightjar.agent.steering import Steering
 logger = logging.getLogger(__name__)
 
 #: How often the thread looks for samples and plans: while the scheduler works, and while it rests.
-BUSY_PERIOD_S = 0.005
+BUSY_PERIOD_S = 0.01
 REST_PERIOD_S = 0.05
 
 #: It takes the scheduler to rest after so many looks in vain.
-_LOOKS_IN_VAIN = 100
+_LOOKS_IN_VAIN = 50
 
-#: Samples that may wait for the thread; it reads them 200 times a second.
+#: Samples that may wait for the thread; it reads them 100 times a second.
 _SAMPLES = 4096
 
 
