@@ -1,6 +1,7 @@
 """The loop of the policy process: frames in, to the policies' workers, and plans out. It never waits for a policy."""
 
 import dataclasses
+import gc
 import logging
 import os
 import time
@@ -87,6 +88,9 @@ class Server:
     def run(self) -> None:
         """Serve until `stop`."""
         before = time.monotonic()
+        # What is here stays: looking through it for garbage would take milliseconds from plans that somebody waits for.
+        gc.collect()
+        gc.freeze()
         try:
             while not self._stopping:
                 self._poll()
