@@ -166,11 +166,16 @@ def test_a_frozen_policy_process_holds_nothing_up(
         thawed = time.monotonic()
         policy.process.send_signal(signal.SIGCONT)
         assert wait_until(lambda: status(steered)["source"] == "policy", 10) < 2
+        time.sleep(5)
+        after = time.monotonic()
     check(load, referee, prompts)
-    # The same γ all along, so the pieces of text come as before.
-    usual = statistics.median(load.gaps_s(before, frozen))
-    meanwhile = statistics.median(load.gaps_s(frozen, thawed))
-    assert meanwhile < 1.3 * usual
+    # The same γ all along, so the pieces of text come as before. Other work on the machine makes any of them late; what
+    # waits for the policy process would make all of them late, so it is the quick ones that tell.
+    quick = [
+        statistics.quantiles(load.gaps_s(*span), n=5)[0]
+        for span in ((before, frozen), (frozen, thawed), (thawed, after))
+    ]
+    assert quick[1] < 1.3 * max(quick[0], quick[2])
 
 
 def test_ten_thousand_bad_frames(steered: Server, endpoint: Path, referee: Referee, prompts: list[list[int]]) -> None:
