@@ -61,7 +61,8 @@ def eagle_flags(plain_flags: list[str], draft: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def server(eagle_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server that most server tests share: EAGLE-3 at γ=3, and SGLang's strict memory checks on all the time."""
-    flags = [*eagle_flags, *gamma_flags(3)]
+    # A policy might choose not to speculate, and then these tests would look at nothing.
+    flags = [*eagle_flags, *gamma_flags(3), "--nightjar-policy", "off"]
     log = tmp_path_factory.mktemp("server") / "server.log"
     with Server(flags, log, **STRICT_CHECKS) as running:
         yield running

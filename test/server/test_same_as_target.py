@@ -126,7 +126,8 @@ def test_greedy_at_every_gamma(
     prompts: list[list[int]],
     reference: list[list[int]],
 ) -> None:
-    with Server([*eagle_flags, *gamma_flags(gamma)], tmp_path / "log", **STRICT_CHECKS) as server:
+    flags = [*eagle_flags, *gamma_flags(gamma), "--nightjar-policy", "off"]
+    with Server(flags, tmp_path / "log", **STRICT_CHECKS) as server:
         for batch in (1, BATCH):
             assert_same(referee, prompts, greedy(server, prompts, batch), reference)
 
