@@ -55,8 +55,6 @@ def share_noise(output: Any, runner: Any, forward_batch: Any, *arguments: Any, *
         if is_prompt(forward_batch.forward_mode):
             noise.dice.roll(forward_batch.req_pool_indices)
         return
-    if info.is_all_greedy:
-        return
     chain_sampling.draw_drafts_(
         output.logits_output.next_token_logits,
         info,

@@ -50,15 +50,6 @@ def process(tmp_path):
     started.stop()
 
 
-@pytest.fixture
-def agent(process):
-    peer = Peer(process.endpoint)
-    peer.hello()
-    peer.plan(20)
-    yield peer
-    peer.close()
-
-
 def write(tmp_path, deed: str):
     file = tmp_path / "mine.py"
     file.write_text(HEAD.format(deed=deed))

@@ -19,15 +19,6 @@ def process(tmp_path):
     started.stop()
 
 
-@pytest.fixture
-def agent(process):
-    peer = Peer(process.endpoint)
-    peer.hello()
-    peer.plan(20)
-    yield peer
-    peer.close()
-
-
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.long)])
 def test_many_swaps_in_a_row(process, agent, count):
     """Under telemetry, without gaps in the signs of life, and nothing is left behind."""
