@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from sglang_nightjar.demo.features import FeatureStore
-from sglang_nightjar.demo.generate import Answered, load_shard, save_shard
+from sglang_nightjar.demo.features import Batch, FeatureStore, pack_states, read_target
+from sglang_nightjar.demo.generate import Answered, Sampling, answer_group, groups_of, load_shard, save_shard
 from sglang_nightjar.demo.head import DraftHead, HeadShape
 from sglang_nightjar.demo.prompts import PromptMaker, lists
-from sglang_nightjar.demo.train import Trainer, TrainPlan, count_vocab
+from sglang_nightjar.demo.train import Trainer, TrainPlan, count_vocab, taught
 
 SHAPE = HeadShape(aux_layers=(0, 1), draft_vocab=32, intermediate=48)
-PLAN = TrainPlan(steps=60, unroll=2, warmup=5)
+PLAN = TrainPlan(steps=60, unroll=2, warmup=5, skip=0)
 
 
 @pytest.fixture
@@ -146,3 +146,31 @@ def test_prompts_about_texts_quote_them():
     for conversation in PromptMaker(0).about_texts(turns, 50):
         assert conversation[-1]["role"] == "user"
         assert any("answer" in message["content"] for message in conversation)
+
+
+def test_states_captured_with_answers_are_those_that_a_second_reading_gives(tiny):
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10, 11, 12]]
+    sampling = Sampling(max_new_tokens=12, sampled_share=0.5)
+    eos = 7
+    answered = answer_group(tiny, prompts, eos, sampling, torch.Generator().manual_seed(3), capture=(0, 1))
+    again = read_target(tiny, answered, (0, 1), fill=0)
+    packed = pack_states(answered, 2, fill=0)
+    assert torch.equal(packed.tokens, again.tokens) and torch.equal(packed.answer, again.answer)
+    for row, a in enumerate(answered):
+        assert a.states.shape[0] == len(a.tokens) - 1
+        read = slice(0, len(a.tokens) - 1)
+        torch.testing.assert_close(packed.features[row, read], again.features[row, read], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(packed.final[row, read], again.final[row, read], atol=1e-4, rtol=1e-4)
+
+
+def test_groups_are_bounded_in_prompts_and_in_tokens():
+    prompts = [[0] * n for n in (50, 3, 4, 100, 5, 90, 6)]
+    groups = groups_of(prompts, 3, tokens=150)
+    assert [[len(p) for p in g] for g in groups] == [[3, 4, 5], [6, 50], [90], [100]]
+    assert [len(p) for g in groups_of(prompts, 10) for p in g] == sorted(map(len, prompts))
+
+
+def test_prompts_teach_but_not_their_first_tokens_nor_padding():
+    answer = torch.tensor([[0, 0, 0, 1, 1, 0], [0, 0, 1, 1, 1, 1]]).bool()
+    batch = Batch(torch.zeros(2, 6), torch.zeros(2, 6, 1), torch.zeros(2, 6, 1), answer)
+    assert taught(batch, 1).int().tolist() == [[0, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1]]

@@ -46,6 +46,7 @@ class CorpusPlan:
         templates: prompts a packet from our templates, for the kinds of task that the target seldom asks for.
         about: prompts a packet about texts of earlier packets (summaries, questions, follow-ups), for long contexts.
         group: prompts answered together; a packet makes a shard of each.
+        group_tokens: their tokens at most; 23 KB of keys and values each, in bf16.
         max_prompt: tokens; longer prompts are left out.
         prompt_tokens: the longest prompt that the target may write itself.
         prompt_temperature: at which it writes them; lower repeats itself, higher wanders off.
@@ -53,11 +54,12 @@ class CorpusPlan:
 
     packets: int = 40
     first_packet: int = 0
-    own: int = 480
+    own: int = 352
     templates: int = 96
-    about: int = 192
+    about: int = 320
     group: int = 256
-    max_prompt: int = 640
+    group_tokens: int = 65_536
+    max_prompt: int = 1024
     prompt_tokens: int = 192
     prompt_temperature: float = 0.9
     seed: int = 0
@@ -84,23 +86,29 @@ class Corpus:
     def shards(self) -> list[Path]:
         return sorted(self.folder.glob("*.safetensors"))
 
-    def build(self, model: LlamaModel, say: Callable[[str], None] = print) -> Iterator[Path]:
-        """Yields every shard of the plan, generating those that are missing; safe to interrupt at any time."""
+    def build(
+        self, model: LlamaModel, capture: tuple[int, ...] = (), say: Callable[[str], None] = print
+    ) -> Iterator[tuple[Path, list[Answered] | None]]:
+        """Yields every shard of the plan, generating those that are missing; safe to interrupt at any time.
+
+        With a shard made just now come its answers, with the states of the layers `capture`.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         for packet in range(self.plan.first_packet, self.plan.first_packet + self.plan.packets):
-            groups = groups_of(self._prompts(packet, model), self.plan.group)
+            groups = groups_of(self._prompts(packet, model), self.plan.group, self.plan.group_tokens)
             for number, group in enumerate(groups):
                 path = self.folder / f"{packet:04d}-{number}.safetensors"
+                answered = None
                 if not path.exists():
                     began = time.monotonic()
                     draws = torch.Generator().manual_seed(self._seed(packet) + number + 1)
-                    answered = answer_group(model, group, self.eos, self.sampling, draws)
+                    answered = answer_group(model, group, self.eos, self.sampling, draws, capture)
                     save_shard(path, answered)
                     tokens = sum(len(a.tokens) - a.prompt_length for a in answered)
                     rate = tokens / (time.monotonic() - began)
                     done = packet - self.plan.first_packet + 1
                     say(f"answers, packet {done}/{self.plan.packets}: {tokens} tokens at {rate:.0f} tokens/s")
-                yield path
+                yield path, answered
 
     def _seed(self, packet: int) -> int:
         return (self.plan.seed * 100_003 + packet) * 1_009

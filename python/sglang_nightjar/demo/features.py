@@ -51,6 +51,17 @@ def read_target(model: LlamaModel, answered: list[Answered], aux_layers: tuple[i
     return Batch(tokens, torch.cat(captured, dim=-1), final, answer.to(model.device))
 
 
+def pack_states(answered: list[Answered], aux: int, fill: int) -> Batch:
+    """The batch that `read_target` would make, from the states that were captured with the answers, of `aux` layers."""
+    tokens, answer = pad_batch(answered, fill)
+    first = answered[0].states
+    states = first.new_zeros(*tokens.shape, first.shape[1])
+    for row, a in enumerate(answered):
+        states[row, : len(a.states)] = a.states
+    features, final = states.split([first.shape[1] // (aux + 1) * aux, first.shape[1] // (aux + 1)], dim=-1)
+    return Batch(tokens.to(first.device), features.contiguous(), final.contiguous(), answer.to(first.device))
+
+
 class FeatureStore:
     """Batches of about `batch_tokens` tokens below `folder`, one file each, made from the corpus shards on demand."""
 
@@ -58,14 +69,27 @@ class FeatureStore:
         self.folder, self.aux_layers, self.batch_tokens, self.fill = folder, aux_layers, batch_tokens, fill
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, model: LlamaModel, shard: Path, say: Callable[[str], None] = lambda _: None) -> None:
-        """Stores the batches of one corpus shard unless they are there."""
+    def add(
+        self,
+        model: LlamaModel,
+        shard: Path,
+        answered: list[Answered] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Stores the batches of one corpus shard unless they are there.
+
+        Args:
+            answered: the shard's answers with their states, if it was made just now; else the target reads it again.
+        """
         done = self.folder / f"{shard.stem}.done"
         if done.exists():
             return
-        answered = sorted(load_shard(shard), key=lambda a: len(a.tokens))
-        for number, group in enumerate(self._pack(answered)):
-            b = read_target(model, group, self.aux_layers, self.fill)
+        ordered = sorted(answered or load_shard(shard), key=lambda a: len(a.tokens))
+        for number, group in enumerate(self._pack(ordered)):
+            if answered:
+                b = pack_states(group, len(self.aux_layers), self.fill)
+            else:
+                b = read_target(model, group, self.aux_layers, self.fill)
             path = self.folder / f"{shard.stem}-{number:03d}.safetensors"
             partial = path.with_suffix(".partial")
             save_file({"tokens": b.tokens, "features": b.features, "final": b.final, "answer": b.answer}, partial)

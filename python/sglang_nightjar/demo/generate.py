@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,16 +28,26 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answered:
-    """One prompt with its answer: token ids int32 [prompt_length + answer length]."""
+    """One prompt with its answer: token ids int32 [prompt_length + answer length].
+
+    `states` [tokens - 1, (captured layers + 1) * hidden] are, where they were asked for, the target's hidden states of all
+    tokens but the last, which it never read: those of the captured layers, then the normed ones of the head.
+    """
 
     tokens: torch.Tensor
     prompt_length: int
+    states: torch.Tensor | None = None
 
 
 def answer_group(
-    model: LlamaModel, prompts: list[list[int]], eos: int, sampling: Sampling, generator: torch.Generator
+    model: LlamaModel,
+    prompts: list[list[int]],
+    eos: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+    capture: tuple[int, ...] = (),
 ) -> list[Answered]:
-    """Answers a group of prompts of similar length together.
+    """Answers a group of prompts of similar length together; with the hidden states of the layers `capture`, if any.
 
     Sequences are left-padded to one length, so that a decoding step writes one cache column; finished ones are dropped
     from the batch once they are a fifth of it. Unfinished answers are cut at `max_new_tokens`.
@@ -54,7 +64,13 @@ def answer_group(
     causal = columns[:width, None] >= columns[:width]
     # A padding row attends to itself, since a softmax over nothing would be NaN.
     mask = (causal & valid[:, None, None, :width]) | torch.eye(width, dtype=torch.bool, device=device)
-    hidden, _ = model.forward(ids, (columns[:width] - start[:, None]).clamp_min(0), mask, cache)
+    hidden, captured = model.forward(ids, (columns[:width] - start[:, None]).clamp_min(0), mask, cache, capture=capture)
+    states = None
+    if capture:
+        size = (len(capture) + 1) * model.shape.hidden
+        states = hidden.new_empty(len(prompts), width + sampling.max_new_tokens - 1, size)
+        torch.cat([*captured, hidden], -1, out=states[:, :width])
+    first = start
     greedy = torch.rand(len(prompts), generator=generator).to(device) >= sampling.sampled_share
     last = hidden[:, -1]
 
@@ -75,11 +91,22 @@ def answer_group(
         column = width + step
         if step + 1 == sampling.max_new_tokens:
             break
-        hidden, _ = model.forward(
-            token[:, None], (column - start)[:, None], valid[:, None, None, : column + 1], cache, slot=column
+        hidden, captured = model.forward(
+            token[:, None],
+            (column - start)[:, None],
+            valid[:, None, None, : column + 1],
+            cache,
+            slot=column,
+            capture=capture,
         )
+        if states is not None:
+            states[rows, column] = torch.cat([*captured, hidden], -1)[:, 0]
         last = hidden[:, 0]
-    return [finish(p, a, eos) for p, a in zip(prompts, answers.tolist(), strict=True)]
+    answered = [finish(p, a, eos) for p, a in zip(prompts, answers.tolist(), strict=True)]
+    if states is None:
+        return answered
+    spans = zip(answered, states, first.tolist(), strict=True)
+    return [replace(a, states=row[begin : begin + len(a.tokens) - 1]) for a, row, begin in spans]
 
 
 def finish(prompt: list[int], answer: list[int], eos: int) -> Answered:
@@ -100,10 +127,17 @@ def pick(logits: torch.Tensor, greedy: torch.Tensor, temperature: float, generat
     return token
 
 
-def groups_of(prompts: list[list[int]], size: int) -> list[list[list[int]]]:
-    """Prompts in groups of at most `size`, each of similar length, so that little is spent on padding."""
-    ordered = sorted(prompts, key=len)
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+def groups_of(prompts: list[list[int]], size: int, tokens: int | None = None) -> list[list[list[int]]]:
+    """Prompts in groups of at most `size`, each of similar length, so that little is spent on padding.
+
+    With `tokens`, a group holds at most so many prompt tokens, padding included.
+    """
+    groups: list[list[list[int]]] = []
+    for prompt in sorted(prompts, key=len):
+        if not groups or len(groups[-1]) >= size or (tokens and (len(groups[-1]) + 1) * len(prompt) > tokens):
+            groups.append([])
+        groups[-1].append(prompt)
+    return groups
 
 
 def save_shard(path: Path, answered: list[Answered]) -> None:

@@ -75,12 +75,15 @@ class PromptMaker:
             if kind < 0.35:
                 follow = self.fill(self.random.choice(self.lists["follow_up"]))
                 out.append([*user(asked), {"role": "assistant", "content": answer}, *user(follow)])
-            elif kind < 0.85:
+            elif kind < 0.8:
                 about = self.fill(self.random.choice(self.lists["about_text"]))
-                out.append(user(f"{about}\n\n{answer}" if self.random.random() < 0.7 else f"{answer}\n\n{about}"))
+                # Several answers make an article as long as those that people ask summaries of.
+                more = self.random.choices(long_enough, k=self.random.choice((0, 0, 1, 2, 3)))
+                text = "\n\n".join([answer, *(other for _, other in more)])
+                out.append(user(f"{about}\n\n{text}" if self.random.random() < 0.7 else f"{text}\n\n{about}"))
             else:
-                _, other = self.random.choice(turns)
+                others = self.random.choices(turns, k=self.random.randint(1, 4))
                 question = self.fill(self.random.choice(self.lists["question"]))
-                passages = "\n\n".join(f"[{i + 1}] {p[:900]}" for i, p in enumerate((answer, other)))
+                passages = "\n\n".join(f"[{i + 1}] {p[:900]}" for i, p in enumerate([answer, *(o for _, o in others)]))
                 out.append(user(f"Answer the question with the help of these passages.\n\n{passages}\n\n{question}"))
         return out

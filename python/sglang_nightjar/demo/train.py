@@ -28,7 +28,8 @@ from .soft_loss import SoftTargetLoss
 class TrainPlan:
     """Hyper-parameters. The rate rises for `warmup` steps, stays, and falls linearly over the last `decay` share.
 
-    Training ends after `steps`, or after `minutes` of training where that is given.
+    Training ends after `steps`, or after `minutes` of training where that is given. The first `skip` tokens of a prompt, the
+    system message, are the same everywhere and teach nothing.
     """
 
     steps: int = 2000
@@ -39,6 +40,7 @@ class TrainPlan:
     head_rate: float = 1e-3
     warmup: int = 60
     decay: float = 0.5
+    skip: int = 24
     seed: int = 0
 
     def progress(self, step: int, seconds: float) -> float:
@@ -71,9 +73,11 @@ def chain_loss(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Cross-entropy between the target's distribution over the draft vocabulary and the head's, over unrolled steps.
 
+    Prompts teach too, from their `plan.skip`-th token on: most of their text is the target's own.
+
     Returns the loss and the unrolled outputs.
     """
-    wanted = F.pad(batch.answer[:, 2:], (0, 1))
+    wanted = F.pad(taught(batch, plan.skip)[:, 2:], (0, 1))
     rows = target.embed[head.vocab]
     soft = torch.cat([F.linear(f, rows).float().softmax(-1).to(f.dtype) for f in batch.final[:, 1:][wanted].split(128)])
     outputs = head.unroll(batch.features[:, :-1], F.embedding(batch.tokens[:, 1:], target.embed), plan.unroll)
@@ -81,6 +85,12 @@ def chain_loss(
     for k, output in enumerate(outputs):
         total = total + plan.step_weight**k * SoftTargetLoss.apply(output[wanted], head.lm_head.weight, soft)
     return total, outputs
+
+
+def taught(batch: Batch, skip: int) -> torch.Tensor:
+    """bool [B, T]: every token of a sequence but its first `skip`; what follows the answer is padding."""
+    ends_later = batch.answer.int().flip(1).cummax(1).values.flip(1).bool()
+    return ends_later & (torch.arange(batch.answer.shape[1], device=batch.answer.device) >= skip)
 
 
 @torch.no_grad()
@@ -180,7 +190,7 @@ class Trainer:
             self.step += 1
             self.seconds += time.monotonic() - clock
             clock = time.monotonic()
-            seen += int(batch.answer.sum())
+            seen += int(taught(batch, self.plan.skip).sum())
             losses.append(loss.item())
             if self.step % 20 == 0:
                 hits = first_choices(self.head, outputs, batch)
