@@ -1,0 +1,1 @@
+"""Elastic buffers: stable addresses over physical memory that comes and goes. Knows nothing of SGLang."""
