@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_nightjar.cpu import kernels
+from sglang_nightjar.cpu.packed_linear import narrowest
 from sglang_nightjar.cpu.reference_attention import paged_attention as reference_attention
 
 pytestmark = pytest.mark.skipif(not kernels.in_use(), reason="this machine does not use our CPU kernels")
@@ -190,6 +191,25 @@ def test_long_prefill_crosses_every_block_size():
 def test_an_empty_batch_is_no_error():
     check_attention([], None, 9, 3, 64)
     check_attention([], [], 9, 3, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_stored_in_half_give_the_bits_that_floats_give(dtype):
+    wide = random(70, 129, seed=2)
+    wide[0, :4] = torch.tensor([0.0, -0.0, 6e-8, -3.1e-5])  # zeros and subnormals of float16
+    narrow = wide.to(dtype)
+    for rows in (1, 4, 13):
+        x = random(rows, 129, seed=rows)
+        of_half = torch.ops.nightjar.packed_linear(x, torch.ops.nightjar.pack_linear_weight(narrow), 70, None)
+        of_float = torch.ops.nightjar.packed_linear(x, torch.ops.nightjar.pack_linear_weight(narrow.float()), 70, None)
+        assert torch.equal(of_half, of_float)
+
+
+def test_only_weights_that_half_holds_exactly_are_stored_so():
+    wide = random(8, 8, seed=5)
+    assert narrowest(wide) == torch.float32
+    assert narrowest(wide.half().float()) == torch.float16
+    assert narrowest(wide.bfloat16().float()) == torch.bfloat16
 
 
 @pytest.mark.parametrize(("cap", "window"), [(30.0, 0), (0.0, 1), (0.0, 5), (5.0, 64)])

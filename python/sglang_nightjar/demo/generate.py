@@ -30,8 +30,8 @@ class Sampling:
 class Answered:
     """One prompt with its answer: token ids int32 [prompt_length + answer length].
 
-    `states` [tokens - 1, (captured layers + 1) * hidden] are, where they were asked for, the target's hidden states of all
-    tokens but the last, which it never read: those of the captured layers, then the normed ones of the head.
+    `states` [tokens - 1, (captured layers + 1) * hidden] are, where they were asked for, the target's hidden states of
+    all tokens but the last, which it never read: those of the captured layers, then the normed ones of the head.
     """
 
     tokens: torch.Tensor

@@ -28,8 +28,8 @@ from .soft_loss import SoftTargetLoss
 class TrainPlan:
     """Hyper-parameters. The rate rises for `warmup` steps, stays, and falls linearly over the last `decay` share.
 
-    Training ends after `steps`, or after `minutes` of training where that is given. The first `skip` tokens of a prompt, the
-    system message, are the same everywhere and teach nothing.
+    Training ends after `steps`, or after `minutes` of training where that is given. The first `skip` tokens of a
+    prompt, the system message, are the same everywhere and teach nothing.
     """
 
     steps: int = 2000

@@ -30,31 +30,58 @@ const int64_t* int64_data(const Tensor& t, const char* name) {
 
 // Memory on huge pages where the system has them: weights are read from front to back once per step, and with 4 KiB
 // pages a step at batch 1 took a quarter longer.
-Tensor huge_page_buffer(int64_t elements) {
+Tensor huge_page_buffer(int64_t elements, at::ScalarType type) {
   constexpr size_t kHugePage = size_t{2} << 20;
-  const size_t bytes = (elements * sizeof(float) + kHugePage - 1) / kHugePage * kHugePage;
+  const size_t bytes = (elements * at::elementSize(type) + kHugePage - 1) / kHugePage * kHugePage;
   void* memory = std::aligned_alloc(kHugePage, std::max(bytes, kHugePage));
   TORCH_CHECK(memory != nullptr, "out of memory for ", bytes, " bytes of packed weights");
   madvise(memory, bytes, MADV_HUGEPAGE);
-  return at::from_blob(memory, {elements}, [](void* p) { std::free(p); }, at::TensorOptions().dtype(at::kFloat));
+  return at::from_blob(memory, {elements}, [](void* p) { std::free(p); }, at::TensorOptions().dtype(type));
+}
+
+template <typename Weight>
+void pack(const Tensor& weight, Tensor& packed) {
+  Team::parallel(1, true, [&](Team::Member& team) {
+    nightjar::pack_weight(team, static_cast<const Weight*>(weight.data_ptr()), weight.size(0), weight.size(1),
+                          static_cast<Weight*>(packed.data_ptr()));
+  });
+}
+
+nightjar::WeightType weight_type(const Tensor& weight) {
+  switch (weight.scalar_type()) {
+    case at::kFloat:
+      return nightjar::WeightType::kFloat;
+    case at::kBFloat16:
+      return nightjar::WeightType::kBFloat16;
+    case at::kHalf:
+      return nightjar::WeightType::kFloat16;
+    default:
+      TORCH_CHECK(false, "weights must be float32, bfloat16 or float16, not ", weight.scalar_type());
+  }
 }
 
 Tensor pack_linear_weight(const Tensor& weight) {
-  check_rows(weight, "weight");
-  TORCH_CHECK(weight.dim() == 2, "weight must be [out, in]");
-  const int64_t out = weight.size(0), in = weight.size(1);
-  const nightjar::PackedWeight shape{nullptr, out, in};
-  Tensor packed = huge_page_buffer(shape.panels() * in * nightjar::kPanelColumns);
-  Team::parallel(1, true, [&](Team::Member& team) {
-    nightjar::pack_weight(team, weight.data_ptr<float>(), out, in, packed.data_ptr<float>());
-  });
-  return packed.view({shape.panels(), in, nightjar::kPanelColumns});
+  TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous(), "weight must be contiguous [out, in]");
+  const nightjar::PackedWeight shape{nullptr, weight_type(weight), weight.size(0), weight.size(1)};
+  Tensor packed = huge_page_buffer(shape.panels() * shape.in * nightjar::kPanelColumns, weight.scalar_type());
+  switch (shape.type) {
+    case nightjar::WeightType::kFloat:
+      pack<float>(weight, packed);
+      break;
+    case nightjar::WeightType::kBFloat16:
+      pack<nightjar::BFloat16>(weight, packed);
+      break;
+    case nightjar::WeightType::kFloat16:
+      pack<nightjar::Float16>(weight, packed);
+      break;
+  }
+  return packed.view({shape.panels(), shape.in, nightjar::kPanelColumns});
 }
 
 nightjar::PackedWeight packed_weight(const Tensor& packed, int64_t out) {
-  check_rows(packed, "packed weight");
-  TORCH_CHECK(packed.dim() == 3 && packed.size(2) == nightjar::kPanelColumns, "not a packed weight");
-  const nightjar::PackedWeight weight{packed.data_ptr<float>(), out, packed.size(1)};
+  TORCH_CHECK(packed.dim() == 3 && packed.is_contiguous() && packed.size(2) == nightjar::kPanelColumns,
+              "not a packed weight");
+  const nightjar::PackedWeight weight{packed.data_ptr(), weight_type(packed), out, packed.size(1)};
   TORCH_CHECK(weight.panels() == packed.size(0), "packed weight does not have ", out, " outputs");
   return weight;
 }
@@ -259,7 +286,7 @@ int64_t llama_create(TensorList tensors, const Tensor& cos_sin, int64_t heads, i
   const int64_t q_width = heads * head_dim, qkv_width = q_width + 2 * kv_heads * head_dim;
   for (size_t i = 0; i < tensors.size(); i += kTensorsPerLayer) {
     const Tensor* t = &tensors[i];
-    for (size_t weight = 0; weight < 6; ++weight) check_rows(t[weight], "every weight of a stack");
+    for (size_t norm : {0, 3}) check_rows(t[norm], "a norm");
     for (size_t cache : {6, 7})
       TORCH_CHECK(t[cache].is_contiguous() && t[cache].scalar_type() == tensors[6].scalar_type(),
                   "caches must be contiguous and agree in dtype");

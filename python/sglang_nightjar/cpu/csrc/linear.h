@@ -8,21 +8,26 @@
 
 namespace nightjar {
 
+enum class WeightType { kFloat, kBFloat16, kFloat16 };
+
 // Weights [out, in] as panels [ceil(out / kPanelColumns)][in][kPanelColumns]; missing columns of the last panel are zero.
+// They are stored as `type` and computed with as floats.
 struct PackedWeight {
-  const float* data;
+  const void* data;
+  WeightType type;
   int64_t out;
   int64_t in;
 
   int64_t panels() const { return (out + kPanelColumns - 1) / kPanelColumns; }
 };
 
-inline void pack_weight(Team::Member& team, const float* weight, int64_t out, int64_t in, float* packed) {
+template <typename Weight>
+inline void pack_weight(Team::Member& team, const Weight* weight, int64_t out, int64_t in, Weight* packed) {
   team.run((out + kPanelColumns - 1) / kPanelColumns, [&](int64_t p) {
-    float* panel = packed + p * in * kPanelColumns;
+    Weight* panel = packed + p * in * kPanelColumns;
     for (int64_t j = 0; j < kPanelColumns; ++j) {
       const int64_t row = p * kPanelColumns + j;
-      for (int64_t k = 0; k < in; ++k) panel[k * kPanelColumns + j] = row < out ? weight[row * in + k] : 0.0f;
+      for (int64_t k = 0; k < in; ++k) panel[k * kPanelColumns + j] = row < out ? weight[row * in + k] : Weight{};
     }
   });
 }
@@ -43,14 +48,14 @@ constexpr int64_t kManyRowsAhead = 4096;
 constexpr int64_t kClaims = 4;
 
 // One panel's columns of `rows` rows: y[m][0 .. kPanelColumns). `next_is_ours`: this thread does the next panel, too.
-template <Store kStore>
-inline void linear_panel(const float* x, int64_t ldx, int64_t rows, const float* panel, int64_t depth, float* y,
+template <Store kStore, typename Weight>
+inline void linear_panel(const float* x, int64_t ldx, int64_t rows, const Weight* panel, int64_t depth, float* y,
                          int64_t ldy, bool next_is_ours) {
   constexpr int64_t kHeight = tile_height<kPanelVecs>;
   const int64_t tiles = (rows + kHeight - 1) / kHeight;
   for (int64_t k = 0; k < depth; k += kDepthBlock) {
     const int64_t block = std::min(kDepthBlock, depth - k);
-    const float* b = panel + k * kPanelColumns;
+    const Weight* b = panel + k * kPanelColumns;
     const auto run = [&](int64_t t, auto panel_rows) {
       // Tiles of even height: 13 rows are 7 + 6, not 12 + 1.
       const int64_t m = rows * t / tiles;
@@ -62,29 +67,29 @@ inline void linear_panel(const float* x, int64_t ldx, int64_t rows, const float*
       }
     };
     if (rows <= kFewRows) {
-      run(0, PanelRows<1>{b, kFewRowsAhead});
+      run(0, PanelRows<1, Weight>{b, kFewRowsAhead});
     } else {
-      run(0, PanelRows<2>{b, kManyRowsAhead});
+      run(0, PanelRows<2, Weight>{b, kManyRowsAhead});
     }
     // The second tile finds the block in the cache, so it has time to fetch the next one: memory and arithmetic overlap.
     const bool fetch = next_is_ours || k + block < depth;
     for (int64_t t = 1; t < tiles; ++t) {
       if (t == 1 && fetch) {
-        run(t, PanelRows<2>{b, block * kPanelColumns * 4});
+        run(t, PanelRows<2, Weight>{b, block * kPanelColumns * static_cast<int64_t>(sizeof(Weight))});
       } else {
-        run(t, PanelRows<0>{b, 0});
+        run(t, PanelRows<0, Weight>{b, 0});
       }
     }
   }
 }
 
 // One panel with what it needs at the edge of y: the last panel may be wider than y.
-template <Store kStore>
+template <Store kStore, typename Weight>
 inline void linear_block(const float* x, int64_t ldx, int64_t rows, const PackedWeight& w, int64_t p, const float* bias,
                          float* y, int64_t ldy, bool next_is_ours) {
   const int64_t column = p * kPanelColumns;
   const int64_t width = std::min<int64_t>(kPanelColumns, w.out - column);
-  const float* panel = w.data + p * w.in * kPanelColumns;
+  const Weight* panel = static_cast<const Weight*>(w.data) + p * w.in * kPanelColumns;
   float* out = y + column;
   if (width == kPanelColumns) {
     linear_panel<kStore>(x, ldx, rows, panel, w.in, out, ldy, next_is_ours);
@@ -103,9 +108,9 @@ inline void linear_block(const float* x, int64_t ldx, int64_t rows, const Packed
 }
 
 // y[rows][out] (kAdd: +)= x[rows][in] W^T (+ bias). Runs of panels are shared out, and blocks of rows if there are many.
-template <Store kStore>
-inline void linear(Team::Member& team, const float* x, int64_t ldx, int64_t rows, const PackedWeight& w,
-                   const float* bias, float* y, int64_t ldy) {
+template <Store kStore, typename Weight>
+inline void linear_as(Team::Member& team, const float* x, int64_t ldx, int64_t rows, const PackedWeight& w,
+                      const float* bias, float* y, int64_t ldy) {
   const int64_t panels = w.panels();
   const int64_t most = std::max<int64_t>(tile_height<kPanelVecs>, kRowBlockBytes / 4 / w.in);
   const int64_t blocks = (rows + most - 1) / most;
@@ -116,8 +121,21 @@ inline void linear(Team::Member& team, const float* x, int64_t ldx, int64_t rows
     const int64_t m = rows * block / blocks, height = rows * (block + 1) / blocks - m;
     const int64_t begin = i % runs * run, end = std::min(panels, begin + run);
     for (int64_t p = begin; p < end; ++p)
-      linear_block<kStore>(x + m * ldx, ldx, height, w, p, bias, y + m * ldy, ldy, p + 1 < end);
+      linear_block<kStore, Weight>(x + m * ldx, ldx, height, w, p, bias, y + m * ldy, ldy, p + 1 < end);
   });
+}
+
+template <Store kStore>
+inline void linear(Team::Member& team, const float* x, int64_t ldx, int64_t rows, const PackedWeight& w,
+                   const float* bias, float* y, int64_t ldy) {
+  switch (w.type) {
+    case WeightType::kFloat:
+      return linear_as<kStore, float>(team, x, ldx, rows, w, bias, y, ldy);
+    case WeightType::kBFloat16:
+      return linear_as<kStore, BFloat16>(team, x, ldx, rows, w, bias, y, ldy);
+    case WeightType::kFloat16:
+      return linear_as<kStore, Float16>(team, x, ldx, rows, w, bias, y, ldy);
+  }
 }
 
 }  // namespace nightjar

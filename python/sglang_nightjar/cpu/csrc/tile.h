@@ -27,13 +27,13 @@ struct StridedRows {
   static constexpr int kPrefetchInto = 0;
 };
 
-// Rows of a packed panel, which lie end to end. While a row is used, the memory `ahead` bytes behind it is fetched into
+// Rows of a packed panel of `Weight`s, which lie end to end. While a row is used, the memory `ahead` bytes behind it is fetched into
 // the cache of level kLevel (1 or 2).
-template <int kLevel>
+template <int kLevel, typename Weight>
 struct PanelRows {
-  const float* data;
+  const Weight* data;
   int64_t ahead;
-  const float* operator()(int64_t k) const { return data + k * kPanelColumns; }
+  const Weight* operator()(int64_t k) const { return data + k * kPanelColumns; }
   static constexpr int kPrefetchInto = kLevel;
 };
 
@@ -53,12 +53,12 @@ inline __attribute__((always_inline)) void tile(const float* __restrict a, int64
   for (int m = 0; m < kRows; ++m)
     for (int j = 0; j < kVecs; ++j) acc[m][j] = Vec{};
   for (int64_t k = 0; k < depth; ++k) {
-    const float* row = b(k);
+    const auto* row = b(k);
     Vec bv[kVecs];
-    for (int j = 0; j < kVecs; ++j) bv[j] = load(row + j * kLanes);
+    for (int j = 0; j < kVecs; ++j) bv[j] = load_as_float(row + j * kLanes);
     // Written out here: in a function of its own GCC takes a prefetch for a computation without effect and drops it.
     if constexpr (Rows::kPrefetchInto > 0)
-      for (int j = 0; j < kVecs * kLanes * 4; j += 64)
+      for (size_t j = 0; j < kVecs * kLanes * sizeof *row; j += 64)
         __builtin_prefetch(reinterpret_cast<const char*>(row) + b.ahead + j, 0, 4 - Rows::kPrefetchInto);
     for (int m = 0; m < kRows; ++m) {
       const float x = a[m * lda + k];

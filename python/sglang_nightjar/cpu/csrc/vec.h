@@ -8,6 +8,10 @@
 #include <cstring>
 #include <limits>
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 namespace nightjar {
 
 #if defined(__AVX512F__)
@@ -129,10 +133,29 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// IEEE half precision; kernels only read it.
+struct Float16 {
+  uint16_t bits;
+};
+
 inline Vec load_as_float(const float* p) { return load(p); }
 inline Vec load_as_float(const BFloat16* p) {
   typedef uint16_t Halves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
   return reinterpret_cast<Vec>(__builtin_convertvector(*reinterpret_cast<const Halves*>(p), IntVec) << 16);
+}
+
+inline Vec load_as_float(const Float16* p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__F16C__) && defined(__AVX__)
+  return reinterpret_cast<Vec>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  // The exponent is moved to float's place and its bias mended by a product, which is right for subnormals, too.
+  typedef uint16_t Halves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+  const UintVec h = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), UintVec);
+  const Vec magnitude = reinterpret_cast<Vec>((h & 0x7fff) << 13) * 0x1p112f;
+  return reinterpret_cast<Vec>(reinterpret_cast<UintVec>(magnitude) | (h & 0x8000) << 16);
+#endif
 }
 
 inline float to_float(float x) { return x; }
