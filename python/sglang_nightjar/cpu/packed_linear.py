@@ -2,9 +2,9 @@
 
 A packed copy hangs on the weight ``Parameter`` itself, so models that share a parameter (a draft and its target's head)
 share the copy. The plain weight stays: a tied embedding looks rows up in it, and weight updates write to it. The packed
-copy adds to the memory of linear layers. Where bfloat16 or float16 holds every float32 weight exactly (models are published
-in these types, the demo draft among them), the copy is stored so and read with half the traffic; the arithmetic and the
-results stay float32's, bit by bit.
+copy adds to the memory of linear layers. Where bfloat16 or float16 holds every float32 weight exactly (models are
+published in these types, the demo draft among them), the copy is stored so and read with half the traffic; the
+arithmetic and the results stay float32's, bit by bit.
 
 float32 uses our own kernel (csrc/linear.h). It is faster than oneDNN's packed product at every row count from 1 to 64
 (bench/cpu_step), and its rows do not depend on how many are computed together, so a verified token has the logits of a
@@ -17,7 +17,7 @@ import torch
 
 from sglang_nightjar.cpu import kernels
 
-ATTRIBUTE = "nightjar_packed"
+_ATTRIBUTE = "nightjar_packed"
 
 # oneDNN packs for an expected number of rows. Weights packed for 4 to 16 rows are within a few percent of the best
 # choice at every count from 1 to 64; those packed for 1 lose a third at 16.
@@ -55,7 +55,7 @@ class Packed:
 
 
 def narrowest(weight: torch.Tensor) -> torch.dtype:
-    """The smallest type that holds every value of a float32 ``weight`` exactly; bfloat16, which widens faster, first."""
+    """The smallest type that holds every value of a float32 ``weight`` exactly."""
     for dtype in (torch.bfloat16, torch.float16):
         if torch.equal(weight.to(dtype).float(), weight):
             return dtype
@@ -75,10 +75,10 @@ def can_pack(weight: Any) -> bool:
 
 def packed(weight: torch.Tensor) -> Packed:
     """The packed form of ``weight``, made at the first call and remade if the parameter got other storage."""
-    found = getattr(weight, ATTRIBUTE, None)
+    found = getattr(weight, _ATTRIBUTE, None)
     if found is None or found.source != weight.data_ptr():
         found = Packed(weight)
-        setattr(weight, ATTRIBUTE, found)
+        setattr(weight, _ATTRIBUTE, found)
     return found
 
 
@@ -87,5 +87,5 @@ def refresh(model: torch.nn.Module) -> None:
     global epoch
     epoch += 1
     for weight in model.parameters():
-        if (found := getattr(weight, ATTRIBUTE, None)) is not None:
+        if (found := getattr(weight, _ATTRIBUTE, None)) is not None:
             found.refresh(weight)
