@@ -59,8 +59,8 @@ class Server:
         key: API key that ``get`` and ``post`` send, if any.
     """
 
-    def __init__(self, flags: Sequence[str], log: Path, key: str | None = None, **env: str):
-        port = free_port()
+    def __init__(self, flags: Sequence[str], log: Path, key: str | None = None, port: int | None = None, **env: str):
+        port = port or free_port()
         self.key = key
         self.url = f"http://127.0.0.1:{port}"
         self.log = log

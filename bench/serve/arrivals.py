@@ -1,0 +1,83 @@
+"""When requests arrive, as seconds from the beginning. An open loop: nothing here depends on how fast answers come."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def poisson(rate: float, start: float, end: float, draw: random.Random) -> list[float]:
+    """A Poisson process of ``rate`` per second on [start, end): exponential gaps."""
+    times, now = [], start
+    while rate > 0:
+        now += draw.expovariate(rate)
+        if now >= end:
+            break
+        times.append(now)
+    return times
+
+
+def varying_poisson(rate: Callable[[float], float], peak: float, seconds: float, draw: random.Random) -> list[float]:
+    """A Poisson process whose rate at t is ``rate(t)``, never above ``peak``, on [0, seconds).
+
+    By thinning (Lewis and Shedler 1979): arrivals of the peak rate, each kept with probability rate(t) / peak.
+    """
+    return [t for t in poisson(peak, 0.0, seconds, draw) if draw.random() * peak < rate(t)]
+
+
+def burst(size: int, start: float, within: float, draw: random.Random) -> list[float]:
+    """``size`` arrivals, each at an independent uniform time of [start, start + within)."""
+    return sorted(start + within * draw.random() for _ in range(size))
+
+
+def day(low: float, high: float, seconds: float) -> Callable[[float], float]:
+    """One day in ``seconds``: a cosine from ``low`` at both ends to ``high`` in the middle."""
+    return lambda t: low + (high - low) * (1 - math.cos(2 * math.pi * t / seconds)) / 2
+
+
+@dataclass(frozen=True)
+class TraceRow:
+    """A request of a trace: seconds since its first one, and tokens in and out."""
+
+    at: float
+    prompt_tokens: int
+    new_tokens: int
+
+
+def read_trace(path: Path) -> list[TraceRow]:
+    """A file like Azure's ``AzureLLMInferenceTrace_*.csv``: TIMESTAMP, ContextTokens, GeneratedTokens; sorted by time.
+
+    Raises ValueError if it is something else.
+    """
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        wanted = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
+        if (reader.fieldnames or [])[:3] != wanted:
+            raise ValueError(f"{path}: its columns are {reader.fieldnames}, and have to be {wanted}")
+        rows = [(_seconds(row["TIMESTAMP"]), int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in reader]
+    if not rows:
+        raise ValueError(f"{path} has no requests")
+    rows.sort()
+    return [TraceRow(at - rows[0][0], prompt, new) for at, prompt, new in rows]
+
+
+def _seconds(text: str) -> float:
+    # Azure writes seven digits of a second, of which Python takes six.
+    whole, _, fraction = text.partition(".")
+    moment = datetime.datetime.fromisoformat(whole).replace(tzinfo=datetime.UTC)
+    return moment.timestamp() + float(f"0.{fraction or 0}")
+
+
+def replay(rows: Sequence[TraceRow], rate: float, start: float, seconds: float) -> list[TraceRow]:
+    """What arrives in ``seconds`` of the trace from its second ``start``, once time is scaled so that ``rate`` is the
+    mean number of requests per second over the whole trace. Times are those of the replay, from 0.
+    """
+    duration = rows[-1].at
+    factor = len(rows) / duration / rate
+    scaled = [TraceRow(row.at * factor - start, row.prompt_tokens, row.new_tokens) for row in rows]
+    return [row for row in scaled if 0 <= row.at < seconds]

@@ -1,0 +1,49 @@
+"""In which order the runs are made, so that what else the machine does falls on all arms alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from bench.serve.arms import Arm
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measurement: a load, an arm, and which repetition."""
+
+    scenario: str
+    arm: Arm
+    repetition: int
+
+    @property
+    def name(self) -> str:
+        """Also the name of its file."""
+        return f"{self.scenario}.{self.arm.slug}.{self.repetition}"
+
+
+def order(scenarios: Sequence[str], arms: Sequence[Arm], repetitions: int) -> list[Run]:
+    """All runs. Repetitions of a scenario follow each other, each with every arm.
+
+    Arms of one kind of server follow each other, forwards and backwards in turn (ABBA: a drift that is linear in time
+    cancels out of their difference over two repetitions), starting with another arm every two repetitions. Kinds of
+    servers rotate.
+    """
+    kinds = list(dict.fromkeys(arm.server for arm in arms))
+    runs = []
+    for scenario in scenarios:
+        for repetition in range(repetitions):
+            for kind in _rotated(kinds, repetition):
+                own = _rotated([arm for arm in arms if arm.server == kind], repetition // 2)
+                if repetition % 2:
+                    own.reverse()
+                runs += [Run(scenario, arm, repetition) for arm in own]
+    return runs
+
+
+def _rotated(items: Sequence[_Item], by: int) -> list[_Item]:
+    by %= max(1, len(items))
+    return [*items[by:], *items[:by]]

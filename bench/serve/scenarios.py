@@ -1,0 +1,168 @@
+"""The loads, sized for the demo pair on two cores: one repetition takes a minute and a half.
+
+There, one request gets about 50 tokens a second, and 32 requests together a few hundred; with some 64 tokens each, 4 to
+5 requests a second are all that it can do. ``scaled`` fits them to another machine.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.serve import arrivals
+from bench.serve.arrivals import TraceRow
+from bench.serve.job import Clients
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the load that is looked at by itself. Parts of equal name count as one."""
+
+    name: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request of an open loop. Without lengths of its own (0) it gets those of the prompts and of the settings."""
+
+    at: float
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A load.
+
+    Attributes:
+        name: of one word.
+        question: what it shows, a clause.
+        phases: parts of it, in order, without gaps.
+        arrive: an open loop: the arrivals, given random numbers; None for a closed loop.
+        clients: a closed loop: how many requests at a time, and for how long.
+    """
+
+    name: str
+    question: str
+    phases: tuple[Phase, ...]
+    arrive: Callable[[random.Random], list[Arrival]] | None = None
+    clients: tuple[Clients, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        return self.phases[-1].end
+
+    @property
+    def is_open(self) -> bool:
+        return self.arrive is not None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much longer a scenario lasts, and how many times more requests come (and clients there are)."""
+
+    time: float = 1.0
+    rate: float = 1.0
+
+
+def catalogue(scale: Scale | None = None, trace: list[TraceRow] | None = None) -> dict[str, Scenario]:
+    """All scenarios by name; with a ``trace`` its replay too."""
+    scale = scale or Scale()
+    scenarios = [_surge(scale), _bursts(scale), _day(scale), _sweep(scale), _clients(scale), _fixed(scale)]
+    if trace:
+        scenarios.append(_replay(scale, trace))
+    return {scenario.name: scenario for scenario in scenarios}
+
+
+def piecewise(name: str, question: str, steps: list[tuple[str, float, float]]) -> Scenario:
+    """Poisson arrivals at a rate that changes in steps of (name, seconds, requests per second)."""
+    phases = _phases([(label, seconds) for label, seconds, _ in steps])
+
+    def arrive(draw: random.Random) -> list[Arrival]:
+        times = []
+        for phase, (_, _, rate) in zip(phases, steps, strict=True):
+            times += arrivals.poisson(rate, phase.start, phase.end, draw)
+        return [Arrival(at) for at in times]
+
+    return Scenario(name, question, phases, arrive)
+
+
+def _surge(scale: Scale) -> Scenario:
+    steps = [("before", 20.0, 0.4), ("surge", 30.0, 5.0), ("recovery", 40.0, 0.4)]
+    return piecewise("surge", "a step to more than the machine can do, and back", _scaled(steps, scale))
+
+
+def _sweep(scale: Scale) -> Scenario:
+    rates = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0)
+    steps = [(f"{rate * scale.rate:g}/s", 14.0, rate) for rate in rates]
+    return piecewise("sweep", "the paper's sweep of arrival rates", _scaled(steps, scale))
+
+
+def _day(scale: Scale) -> Scenario:
+    seconds, low, high = 96.0 * scale.time, 0.2 * scale.rate, 5.0 * scale.rate
+    phases = _phases([(name, seconds / 4) for name in ("night", "noon", "noon", "night")])
+    rate = arrivals.day(low, high, seconds)
+
+    def arrive(draw: random.Random) -> list[Arrival]:
+        return [Arrival(at) for at in arrivals.varying_poisson(rate, high, seconds, draw)]
+
+    return Scenario("day", "a day's curve, from a trickle to a full machine and back", phases, arrive)
+
+
+def _bursts(scale: Scale) -> Scenario:
+    quiet, busy, size, number = 12.0 * scale.time, 10.0 * scale.time, round(24 * scale.rate), 4
+    phases = _phases([("between", quiet), ("burst", busy)] * number)
+
+    def arrive(draw: random.Random) -> list[Arrival]:
+        times = arrivals.poisson(0.4 * scale.rate, 0.0, phases[-1].end, draw)
+        for phase in phases:
+            if phase.name == "burst":
+                times += arrivals.burst(size, phase.start, 0.5, draw)
+        return [Arrival(at) for at in sorted(times)]
+
+    return Scenario("bursts", f"{size} requests within half a second, now and then, over a trickle", phases, arrive)
+
+
+def _clients(scale: Scale) -> Scenario:
+    steps = [(15.0, 1), (5.0, 8), (25.0, 24), (5.0, 8), (15.0, 1)]
+    return _closed("clients", "a closed loop that swells to 24 clients and shrinks again", steps, scale)
+
+
+def _fixed(scale: Scale) -> Scenario:
+    steps = [(15.0, number) for number in (1, 2, 4, 8, 16, 32)]
+    return _closed("fixed", "a closed loop at each of several fixed numbers of clients", steps, scale)
+
+
+def _closed(name: str, question: str, steps: list[tuple[float, int]], scale: Scale) -> Scenario:
+    clients = tuple(Clients(seconds * scale.time, max(1, round(n * scale.rate))) for seconds, n in steps)
+    labels = [(f"{c.clients} client{'s' * (c.clients > 1)}", c.seconds) for c in clients]
+    return Scenario(name, question, _phases(labels), clients=clients)
+
+
+def _replay(scale: Scale, trace: list[TraceRow]) -> Scenario:
+    seconds, parts = 96.0 * scale.time, 4
+    phases = _phases([(f"part {i + 1}", seconds / parts) for i in range(parts)])
+    rate = 1.5 * scale.rate
+    # Where in the trace a repetition begins is drawn, so that repetitions see different parts of it.
+    whole = len(trace) / rate
+
+    def arrive(draw: random.Random) -> list[Arrival]:
+        start = draw.uniform(0, max(0.0, whole - seconds))
+        return [Arrival(r.at, r.prompt_tokens, r.new_tokens) for r in arrivals.replay(trace, rate, start, seconds)]
+
+    return Scenario("trace", f"a recorded trace, scaled to {rate:g} requests a second", phases, arrive)
+
+
+def _scaled(steps: list[tuple[str, float, float]], scale: Scale) -> list[tuple[str, float, float]]:
+    return [(name, seconds * scale.time, rate * scale.rate) for name, seconds, rate in steps]
+
+
+def _phases(parts: list[tuple[str, float]]) -> tuple[Phase, ...]:
+    phases, start = [], 0.0
+    for name, seconds in parts:
+        phases.append(Phase(name, start, start + seconds))
+        start += seconds
+    return tuple(phases)
