@@ -4,6 +4,7 @@ Context: the batch size, in buckets. Arms: the candidates, 0 being no drafting. 
 of switching on: `sglang_nightjar.core.bin_greedy`.
 
 Departs from the paper, where a serving system with plans sent ahead needs an answer that the paper leaves open:
+- A bucket first gives every arm one bin, and bins are shorter where batches are larger (`core.bin_greedy` says why).
 - A plan covers every batch size. In a bucket that is not visited now, it holds the best arm, with the cost of switching
   from the present γ; in one that never was, the best arm of the nearest bucket that was, else the start γ.
 - The loss of a cell is its mean time over its mean tokens; old iterations fade, outliers don't count (`Cell`).
@@ -17,7 +18,7 @@ from random import Random
 from typing import Any
 
 from sglang_nightjar.core import gammas
-from sglang_nightjar.core.bin_greedy import BUCKETS, Bin, Bucket, Cell, next_bin, switch_cost
+from sglang_nightjar.core.bin_greedy import BUCKETS, Bin, Bucket, Cell, bin_length, next_bin, switch_cost
 from sglang_nightjar.core.messages import Hello, Telemetry
 from sglang_nightjar.core.policy import Decision, Policy
 
@@ -30,7 +31,7 @@ _LONGEST_NS = 60_000_000_000
 @dataclass(frozen=True)
 class NightjarParams:
     """Attributes:
-    bin_iterations: length of a bin.
+    bin_iterations: length of a bin at one request (`bin_length`).
     memory: iterations over which what a cell has seen fades.
     switch_cost_ms: C_switch where the scheduler reports no table.
     pool: schedulers with the same models and hardware share what they learn.
@@ -90,7 +91,8 @@ class Nightjar(Policy):
         was_drafting = scheduler.drafting
         scheduler.drafting, scheduler.lag, scheduler.bucket = gamma > 0, record.lag_max, index
         current = scheduler.bins[index]
-        if current is not None and not current.step(gamma, self.params.bin_iterations):
+        length = bin_length(self.params.bin_iterations, BUCKETS[index])
+        if current is not None and not current.step(gamma, length):
             # What other buckets should do depends on whether the draft is on.
             if was_drafting != scheduler.drafting and self._switch_ns(scheduler, 1):
                 return self._decision(scheduler, f"drafting {'on' if scheduler.drafting else 'off'}")

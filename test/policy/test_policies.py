@@ -228,14 +228,42 @@ class TestNightjar:
         assert back.most_common(1)[0][0] == scheduler.best_gamma(1)
 
     def test_an_arm_is_locked_for_its_bin(self):
-        """With plans that are in force at once, γ changes only every ``bin_iterations``."""
-        policy = Nightjar(NightjarParams(bin_iterations=10), seed=1)
-        scheduler = Scheduler(policy, make_hello(), delay=0)
-        for _ in range(1001):
-            scheduler.step(4)
-        # The first iteration ran the start γ; the first bin opened after it.
-        runs = scheduler.gammas[1:]
-        assert all(len(set(runs[i : i + 10])) == 1 for i in range(0, 1000, 10))
+        """With plans that are in force at once, γ changes only with a new bin."""
+        for size, length in ((1, 10), (4, 3), (30, 2)):
+            policy = Nightjar(NightjarParams(bin_iterations=10), seed=1)
+            scheduler = Scheduler(policy, make_hello(), delay=0)
+            for _ in range(100 * length + 1):
+                scheduler.step(size)
+            # The first iteration ran the start γ; the first bin opened after it.
+            runs = scheduler.gammas[1:]
+            assert all(len(set(runs[i : i + length])) == 1 for i in range(0, 100 * length, length))
+            assert any(len(set(runs[i : i + length + 1])) == 2 for i in range(0, 99 * length, length))
+
+    def test_a_surge_into_sizes_never_seen_is_learnt_within_one_bin_of_each_arm(self):
+        for seed in range(20):
+            policy = Nightjar(seed=seed)
+            scheduler = Scheduler(policy, make_hello(), seed=seed)
+            for _ in range(500):
+                scheduler.step(1)
+            before = len(scheduler.gammas)
+            for _ in range(20):
+                scheduler.step(64)
+            assert 0 in scheduler.gammas[before:], "γ=0 was not tried"
+            for _ in range(80):
+                scheduler.step(64)
+            assert scheduler.gammas[-60:].count(0) > 30
+
+    def test_an_arm_that_cannot_run_does_not_hold_the_bucket(self):
+        """The draft is away: γ > 0 is planned and 0 runs."""
+        policy = Nightjar(seed=2)
+        hello = make_hello()
+        policy.hello(hello)
+        wanted = []
+        for index in range(400):
+            decision = policy.telemetry(hello.sender, Telemetry(index, index * 10**7, 10**7, 4, 0, 4))
+            wanted.append(wanted[-1] if decision is None else decision.gamma_for(4))
+        assert set(wanted) == {0, 1, 3, 5}
+        assert wanted[-200:].count(0) > 120
 
     def test_exploration_fades_as_one_over_the_block(self):
         """Share of bins of block b that explore: 1/b, over many seeds."""
@@ -245,7 +273,7 @@ class TestNightjar:
 
         random = Random(0)
         for bins, block in ((0, 1), (1, 2), (2, 2), (3, 3), (6, 3), (7, 4), (255, 9)):
-            bucket = Bucket({0: Cell(1.0, 1.0, 1)}, bins)
+            bucket = Bucket({0: Cell(1.0, 1.0, 1)}, bins, {0, 1})
             assert bucket.block == block
             explored = sum(next_bin(bucket, (0, 1), True, 0.0, random).explores for _ in range(20_000))
             assert abs(explored / 20_000 - 1 / block) < 0.012

@@ -3,8 +3,12 @@
 A context is a bucket of batch sizes. Its time is cut into bins of equal length; the arm (a γ) is locked for a bin.
 Blocks of bins grow, block b has 2^(b-1); a bin of block b explores with probability 1/b, that is, takes an arm at
 random, and otherwise takes the arm of the smallest expected loss. The loss is time per token, 1/goodput.
+
+Departs from the paper so that a surge into sizes never seen is learnt while it lasts: a bucket first gives every arm a
+bin, in random order, and a bin is as long as so many iterations of one request (`bin_length`).
 """
 
+import math
 from dataclasses import dataclass, field
 from random import Random
 
@@ -50,10 +54,17 @@ class Cell:
 
 @dataclass(slots=True)
 class Bucket:
-    """What is known of one bucket, by all schedulers that share it: cells by γ, and bins that were completed."""
+    """What is known of one bucket, by all schedulers that share it.
+
+    Attributes:
+        cells: by γ.
+        bins: how many were completed.
+        drawn: arms that got a bin, whether they could run or not.
+    """
 
     cells: dict[int, Cell] = field(default_factory=dict)
     bins: int = 0
+    drawn: set[int] = field(default_factory=set)
 
     @property
     def block(self) -> int:
@@ -100,12 +111,21 @@ class Bin:
         return self.run >= length or self.seen >= 4 * length
 
 
+def bin_length(iterations: int, batch_size: int) -> int:
+    """Iterations of a bin at ``batch_size``: at least 2, and as many samples as ``iterations`` give at one request."""
+    return max(min(2, iterations), math.ceil(iterations / batch_size))
+
+
 def next_bin(bucket: Bucket, arms: tuple[int, ...], drafting: bool, switch_ns: float, random: Random) -> Bin:
     """The bin that follows; ``arms`` are the candidates."""
     best = bucket.best(arms, drafting, switch_ns)
-    if best is None or random.random() * bucket.block < 1.0:
-        return Bin(arms[int(random.random() * len(arms))], True)
-    return Bin(best, False)
+    new = [arm for arm in arms if arm not in bucket.drawn]
+    if not new and best is not None and random.random() * bucket.block >= 1.0:
+        return Bin(best, False)
+    choice = new or arms
+    arm = choice[int(random.random() * len(choice))]
+    bucket.drawn.add(arm)
+    return Bin(arm, True)
 
 
 def switch_cost(table: tuple[tuple[int, int, int], ...], lag: int, batch_size: int) -> float:
