@@ -76,6 +76,7 @@ class Client:
                 answer.pieces.append((self._clock(), made))
             answer.tokens = piece["output_ids"]
         answer.finish = (meta.get("finish_reason") or {}).get("type", "")
+        answer.retractions = meta.get("num_retractions", 0)
         answer.cached = meta.get("cached_tokens", 0)
         answer.verify_steps = meta.get("spec_verify_ct", 0)
         answer.proposed = meta.get("spec_num_proposed_drafts", 0)

@@ -80,6 +80,7 @@ class Answer:
         ended: when the stream ended.
         tokens: token ids of the answer.
         finish: SGLang's reason: ``stop``, ``length`` or ``abort``; "" if none came.
+        retractions: how often it was put back into the queue, to free memory.
         cached: prompt tokens that the prefix cache had.
         verify_steps, proposed, accepted: of the draft, as SGLang counts them for this request.
         error: why it failed; "" if it did not.
@@ -92,6 +93,7 @@ class Answer:
     ended: float = 0.0
     tokens: list[int] = field(default_factory=list)
     finish: str = ""
+    retractions: int = 0
     cached: int = 0
     verify_steps: int = 0
     proposed: int = 0

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from sglang_nightjar import __version__
+from sglang_nightjar import __version__, benchmark
 from sglang_nightjar.demo import cli as demo
 from sglang_nightjar.errors import ConfigError
 from sglang_nightjar.observe import cli as observe
@@ -13,6 +13,10 @@ from sglang_nightjar.policy import cli as policy
 
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["bench"]:
+        # It has options of its own, which are not in this package.
+        return benchmark.run(argv[1:])
     parser = argparse.ArgumentParser(prog="nightjar", description="SGLang with adaptive speculative decoding.")
     parser.add_argument("--version", action="version", version=f"nightjar {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
@@ -21,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_policy(commands)
     policy.add_replay(commands)
     demo.add_parser(commands)
+    commands.add_parser("bench", help="compare ways to choose γ under loads that move (nightjar bench --help)")
     args = parser.parse_args(argv)
     try:
         return args.run(args) or 0

@@ -1,0 +1,112 @@
+"""The report of a benchmark: ``report.md``, ``results.jsonl`` (a line per run) and pictures, beside its runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from bench.serve import tables
+from bench.serve.arms import NONE
+from bench.serve.results import Results
+from bench.serve.store import Store
+
+_DIGITS = 6
+
+
+def write(store: Store) -> Path:
+    """Writes it from what is in the store; returns the path of ``report.md``."""
+    results = Results.of(store.all())
+    (store.folder / "results.jsonl").write_bytes(b"".join(orjson.dumps(_rounded(r)) + b"\n" for r in results.runs))
+    pictures = _draw(results, store.folder)
+    path = store.folder / "report.md"
+    path.write_text(render(results, _conditions(store), store.set_aside_count(), pictures))
+    return path
+
+
+def read(folder: Path) -> Results:
+    """The results of a folder whose ``results.jsonl`` is there, though its runs may be gone."""
+    return Results([orjson.loads(line) for line in (folder / "results.jsonl").read_bytes().splitlines()])
+
+
+def render(results: Results, conditions: dict[str, Any], set_aside: int, pictures: dict[str, list[str]]) -> str:
+    """Markdown. ``pictures`` are paths by scenario."""
+    first, last = results.runs[0]["provenance"], max(results.runs, key=lambda r: r["began"])["provenance"]
+    commits = list(dict.fromkeys(_commit(run["provenance"]) for run in results.runs))
+    machine = first["machine"]
+    parts = [
+        "# Benchmark",
+        f"{len(results.runs)} runs from {first['time']} to {last['time']}, commit {', '.join(commits)}, "
+        f"{machine['cpu']} ({machine['cores']} cores, {machine['memory_gb']} GB; {', '.join(machine['vector'])}), "
+        + ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+        + f".\n\n    {first['command']}",
+        "Conditions of all runs: "
+        + ", ".join(f"{k} {_shown(v)}" for k, v in conditions.items() if v not in ("", None))
+        + ".",
+        "Ratios are geometric means over repetitions, each against the run of the same repetition (same requests, same "
+        "times), with 95% confidence intervals; ×1.10 is 10% faster: more tokens per second in a closed loop, a mean "
+        "latency 1.10 times smaller in an open one. Latencies count from when a request was due.",
+        tables.generator(results),
+    ]
+    if faults := tables.invalid(results):
+        parts += ["## Invalid", "\n".join(faults)]
+    if set_aside:
+        parts.append(f"{set_aside} runs that measured the generator were set aside and made again (`runs/*.aside*`).")
+    if any(tables.SUBJECT in results.arms(s) and len(results.arms(s)) > 1 for s in results.scenarios):
+        parts += ["## What was to be shown", tables.claim(results)]
+    for scenario in results.scenarios:
+        parts += _section(results, scenario, pictures.get(scenario, []))
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(results: Results, scenario: str, pictures: list[str]) -> list[str]:
+    if not results.arms(scenario):
+        return [f"## {scenario}", "No run counts."]
+    runs = {arm: len(results.counted(scenario, arm)) for arm in results.arms(scenario)}
+    counts = sorted(set(runs.values()))
+    what = "open loop" if results.is_open(scenario) else "closed loop"
+    repetitions = f"{counts[0]} repetitions" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} repetitions"
+    parts = [f"## {scenario}", f"{what.capitalize()}, {repetitions}. Times in seconds."]
+    parts += [f"![{Path(path).stem.replace('-', ' ')}]({path})" for path in pictures]
+    parts.append(tables.against_none(results, scenario))
+    what = "Mean latency" if results.is_open(scenario) else "Tokens per second"
+    ratio = ", and the ratio of speeds to no speculation" if NONE in runs else ""
+    parts += [f"{what} by phase{ratio}:", tables.phases(results, scenario)]
+    return [*parts, "Speculation, and what the server says:", tables.server_side(results, scenario)]
+
+
+def _draw(results: Results, folder: Path) -> dict[str, list[str]]:
+    try:
+        from bench.serve import pictures
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        print("nightjar bench: no pictures: pip install -r requirements/bench.txt")
+        return {}
+    made: dict[str, list[str]] = {}
+    for path in pictures.draw_all(results, folder / "pictures"):
+        made.setdefault(path.stem.partition("-")[0], []).append(path.relative_to(folder).as_posix())
+    return made
+
+
+def _conditions(store: Store) -> dict[str, Any]:
+    return orjson.loads((store.folder / "conditions.json").read_bytes())
+
+
+def _commit(provenance: dict[str, Any]) -> str:
+    return provenance["commit"] + (" with uncommitted changes" if provenance["uncommitted_changes"] else "")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(map(str, value))
+    return Path(value).name if isinstance(value, str) and "/" in value else str(value)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if abs(value) < 1e6 else round(value, 3)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value

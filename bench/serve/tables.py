@@ -1,0 +1,239 @@
+"""The tables of a report, in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bench.serve.arms import NONE, SGLANG_ADAPTIVE
+from bench.serve.paired import Ratio, ratio
+from bench.serve.results import Figure, Results, Run, phase_speed, speed, throughput
+
+#: What the claim is about, and against whom: arm, what has to be gained on average, and where the figure comes from.
+SUBJECT = "nightjar"
+_GOALS = ((NONE, 0.27, "the paper's 27.29%"), ("static-3", 0.083, "the paper's 8.32%"), (SGLANG_ADAPTIVE, 0.05, ""))
+_GOAL_AGAINST_BEST = 0.03
+_WORST_PHASE = -0.02
+#: Not dynamic: every phase is a load of its own.
+_NOT_DYNAMIC = ("fixed", "sweep")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " --- |" * (len(head) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """With so many significant digits; a dash for nothing."""
+    if value is None or math.isnan(value):
+        return "–"
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
+
+
+def of(key: str, statistic: str) -> Figure:
+    """A statistic of the whole load, such as ("ttft_s", "p99")."""
+
+    def figure(run: Run) -> float | None:
+        return run["whole"][key][statistic] if run["whole"][key] else None
+
+    return figure
+
+
+def plain(key: str) -> Figure:
+    """A figure of the whole load."""
+
+    def figure(run: Run) -> float | None:
+        return run["whole"][key]
+
+    return figure
+
+
+def against_none(results: Results, scenario: str) -> str:
+    """Each arm's figures, and its paired ratio to the arm without speculation."""
+    head = ["", "tokens/s", "latency, mean", "against no speculation", "TTFT p50 / p99", "TPOT p50 / p99", "goodput/s"]
+    base = results.by_repetition(scenario, NONE, speed)
+
+    def pair(arm: str, key: str) -> str:
+        return " / ".join(number(results.mean(scenario, arm, of(key, p))) for p in ("p50", "p99"))
+
+    rows = [
+        [
+            results.labels[arm],
+            number(results.mean(scenario, arm, throughput)),
+            number(results.mean(scenario, arm, of("latency_s", "mean"))),
+            "1" if arm == NONE else str(ratio(results.by_repetition(scenario, arm, speed), base)),
+            pair(arm, "ttft_s"),
+            pair(arm, "tpot_s"),
+            number(results.mean(scenario, arm, plain("goodput_per_s"))),
+        ]
+        for arm in results.arms(scenario)
+    ]
+    return table(head, rows)
+
+
+def phases(results: Results, scenario: str) -> str:
+    """What is compared, by phase: mean latency (s) in an open loop, tokens/s in a closed one; and the paired ratio of
+    speeds to no speculation."""
+    names = results.phases(scenario)
+    open_loop = results.is_open(scenario)
+
+    def cell(arm: str, name: str) -> str:
+        value = results.mean(scenario, arm, phase_speed(name))
+        shown = number(1 / value if open_loop and value else value)
+        if arm == NONE:
+            return shown
+        own, base = (results.by_repetition(scenario, a, phase_speed(name)) for a in (arm, NONE))
+        return f"{shown}, {ratio(own, base)}"
+
+    rows = [[results.labels[arm], *(cell(arm, name) for name in names)] for arm in results.arms(scenario)]
+    return table(["latency, s" if open_loop else "tokens/s", *names], rows)
+
+
+def server_side(results: Results, scenario: str) -> str:
+    """Speculation as the requests and the decision log saw it, and what the policy process took."""
+    head = [
+        "",
+        "accepted length",
+        "γ",
+        "time by γ",
+        "switches",
+        "retractions",
+        "queue",
+        "KV used",
+        "policy CPU, memory",
+    ]
+    rows = []
+    for arm in results.arms(scenario):
+        runs = results.counted(scenario, arm)
+        rows.append(
+            [
+                results.labels[arm],
+                number(results.mean(scenario, arm, plain("accepted_length"))),
+                number(results.mean(scenario, arm, plain("gamma_per_step"))),
+                _time_by_gamma(runs),
+                number(_mean(_log(run, "gamma_switches") for run in runs)),
+                number(_mean(run["whole"]["retractions"] for run in runs)),
+                number(_mean(run["server_side"]["load"]["longest_queue"] for run in runs)),
+                number(_mean(_kv_used(run) for run in runs), 2),
+                _policy_process(runs),
+            ]
+        )
+    return table(head, rows)
+
+
+def generator(results: Results) -> str:
+    """What the load generator itself did, over all runs: lateness and CPU."""
+    late = [run["generator"]["late_s"] for run in results.runs if run["generator"]["late_s"]]
+    share = [run["generator"]["cpu_s"] / run["generator"]["wall_s"] for run in results.runs]
+    lag = max(run["generator"]["worst_lag_s"] for run in results.runs)
+    return (
+        f"The load generator sent requests {1000 * _median([x['p50'] for x in late]):.1f} ms late (median of the runs' "
+        f"medians; worst p99 {1000 * max(x['p99'] for x in late):.0f} ms), stood still for at most "
+        f"{1000 * lag:.0f} ms, and used {_median(share):.1%} of a core (at most {max(share):.1%})."
+    )
+
+
+def invalid(results: Results) -> list[str]:
+    """A line for each run with a fault."""
+    return [
+        f"- {run['scenario']}, {results.labels[run['arm']]}, repetition {run['repetition'] + 1}: {fault['text']}"
+        + ("; the arm does not count in this scenario" if fault["kind"] == "arm" else "; this run does not count")
+        for run in results.faulty()
+        for fault in run["faults"]
+    ]
+
+
+def claim(results: Results) -> str:
+    """The goals, and what came out."""
+    dynamic = [s for s in results.scenarios if s not in _NOT_DYNAMIC and SUBJECT in results.arms(s)]
+    rows = []
+    for other, goal, source in _GOALS:
+        gains = {s: gain(results, s, SUBJECT, other) for s in dynamic if other in results.arms(s)}
+        if gains:
+            rows.append(
+                [_label(results, other), f"+{goal:.1%}{f' ({source})' if source else ''}", *_verdict(gains, goal)]
+            )
+    gains = {s: gain(results, s, SUBJECT, best) for s in dynamic if (best := best_static(results, s))}
+    if gains:
+        rows.append(
+            ["the best static γ known afterwards", f"+{_GOAL_AGAINST_BEST:.1%}", *_verdict(gains, _GOAL_AGAINST_BEST)]
+        )
+    worst = [
+        (value, f"{s}, {name}")
+        for s in results.scenarios
+        if {NONE, SUBJECT} <= set(results.arms(s))
+        for name in results.phases(s)
+        if not math.isnan(value := _ratio(results, s, SUBJECT, NONE, phase_speed(name)).value - 1)
+    ]
+    if worst:
+        value, where = min(worst)
+        met = "met" if value >= _WORST_PHASE else "**missed**"
+        rows.append(["no speculation, in the worst phase", f"{_WORST_PHASE:+.0%}", f"{value:+.1%} ({where})", met, ""])
+    return table([f"{SUBJECT} against", "goal", "mean over the dynamic loads", "", "by load"], rows)
+
+
+def gain(results: Results, scenario: str, ours: str, theirs: str) -> float:
+    """What is gained: more throughput in a closed loop, less mean latency in an open one; both as a fraction."""
+    value = _ratio(results, scenario, ours, theirs, speed).value
+    return 1 - 1 / value if results.is_open(scenario) else value - 1
+
+
+def best_static(results: Results, scenario: str) -> str | None:
+    """The fixed γ, 0 included, that was the fastest in this scenario."""
+    fixed = [arm for arm in results.arms(scenario) if arm in (NONE, "off") or "static-" in arm]
+    return max(fixed, key=lambda arm: results.mean(scenario, arm, speed), default=None)
+
+
+def _verdict(gains: dict[str, float], goal: float) -> list[str]:
+    mean = sum(gains.values()) / len(gains)
+    by_load = ", ".join(f"{name} {value:+.1%}" for name, value in gains.items())
+    return [f"{mean:+.1%}", "met" if mean >= goal else "**missed**", by_load]
+
+
+def _label(results: Results, arm: str) -> str:
+    return results.labels.get(arm, arm)
+
+
+def _ratio(results: Results, scenario: str, ours: str, theirs: str, figure: Figure) -> Ratio:
+    return ratio(*(results.by_repetition(scenario, arm, figure) for arm in (ours, theirs)))
+
+
+def _log(run: Run, key: str) -> Any:
+    return run["server_side"].get("log", {}).get(key)
+
+
+def _time_by_gamma(runs: Sequence[Run]) -> str:
+    total: dict[str, float] = {}
+    for run in runs:
+        for gamma, seconds in (_log(run, "seconds_by_gamma") or {}).items():
+            total[gamma] = total.get(gamma, 0.0) + seconds
+    whole = sum(total.values())
+    return ", ".join(f"{g}: {s / whole:.0%}" for g, s in sorted(total.items()) if s / whole >= 0.005) or "–"
+
+
+def _kv_used(run: Run) -> float | None:
+    load = run["server_side"]["load"]
+    capacity = max((second["kv_capacity"] for second in load["seconds"]), default=0)
+    return load["kv_used_most"] / capacity if capacity else None
+
+
+def _policy_process(runs: Sequence[Run]) -> str:
+    own = [run["server_side"]["processes"].get("policy") for run in runs]
+    found = [(o["cpu_s"] / r["generator"]["wall_s"], o["rss_mb"]) for o, r in zip(own, runs, strict=True) if o]
+    if not found:
+        return "–"
+    return f"{_median([cpu for cpu, _ in found]):.1%}, {_median([rss for _, rss in found]):.0f} MB"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
