@@ -1,0 +1,374 @@
+"""One replica: a scheduler with continuous batching, one iteration per step.
+
+As SGLang 0.5.17 without mixed chunks (speculation turns them off): a prefill that fits goes before decoding; what does
+not fit waits; when decoding runs out of KV, the requests with the fewest tokens so far are retracted and queue again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from sglang_nightjar.core.messages import Telemetry
+from sglang_nightjar.core.policy import Decision, Policy
+from sglang_nightjar.core.residency import Event, Residency, ResidencyMachine, Wish
+from sglang_nightjar.sim import acceptance
+from sglang_nightjar.sim.loads import Request
+from sglang_nightjar.sim.meter import Meter
+from sglang_nightjar.sim.setup import Setup
+
+_BLOCK = 1 << 14
+_RESIDENT = Residency.RESIDENT
+
+
+class Engine:
+    """A replica and its virtual clock.
+
+    Attributes:
+        now: ns; the end of the last iteration.
+        queue: requests that wait.
+        size: requests that decode.
+        meter: what is counted.
+    """
+
+    def __init__(self, setup: Setup, replica: int, policy: Policy, seed: int, finished: Callable[[int], None]) -> None:
+        self.setup, self.settings, self.costs = setup, setup.engine, setup.costs
+        self.policy, self.finished = policy, finished
+        self.hello = setup.hello(replica)
+        self.sender = self.hello.sender
+        self.now = 0
+        self.queue: deque[Request] = deque()
+        self.size = 0
+        self.meter = Meter(setup)
+        most = self.settings.max_running
+        self._requests: list[Request | None] = [None] * most
+        self._left = np.zeros(most, np.int64)
+        self._lag = np.zeros(most, np.int64)
+        self._kind = np.zeros(most, np.int64)
+        #: Smallest number of tokens that any request of the batch may still have left; at most 0: look.
+        self._slack = 0
+        self._context = 0
+        self._queued_tokens = 0
+        self._capacity = self.settings.kv_tokens
+        self._random = np.random.default_rng((seed, 2, replica))
+        self._uniform, self._uniform_at = self._random.random(_BLOCK), 0
+        self._noise: list[float] = []
+        self._longest = max(1, self.settings.candidates[-1])
+        self._survival: np.ndarray = np.zeros((1, 1))
+        self._survival_until = -1
+        self._rows: np.ndarray | None = None
+        self._kinds = [0] * len(setup.acceptance.classes)
+        self._base: dict[int, float] = {}
+        self._plan_gamma: dict[int, int] = {}
+        self._pending: deque[tuple[int, Decision]] = deque()
+        self._machine = ResidencyMachine()
+        self._moving_until = 0
+        self._to_catch_up = 0
+        self._iteration = 0
+        self._since = 0
+        self._prefill_tokens = 0
+        self._retractions = 0
+        self._decision: Decision | None = None
+        self._decide(policy.hello(self.hello))
+
+    @property
+    def busy(self) -> bool:
+        """There is something to do."""
+        return self.size > 0 or bool(self.queue)
+
+    @property
+    def load(self) -> int:
+        """Requests that run or wait, for a router."""
+        return self.size + len(self.queue)
+
+    def add(self, request: Request, at_ns: int) -> None:
+        """A request arrives."""
+        if not self.busy:
+            # An idle scheduler's next iteration counts from its launch.
+            self.now = self._since = max(self.now, at_ns)
+        self.queue.append(request)
+        self._queued_tokens += request.prompt
+
+    def step(self) -> None:
+        """One iteration: prefill if any request fits, else decode."""
+        if not (self.queue and self._prefill()):
+            if self.size:
+                self._decode()
+            else:
+                self._give_up()
+
+    # Prefill.
+
+    def _prefill(self) -> bool:
+        settings, tokens, done = self.settings, 0, 0
+        held = self._context
+        while self.queue and tokens < settings.chunk and self.size + done < settings.max_running:
+            request = self.queue[0]
+            free = self._capacity - held - settings.headroom * (self.size + done + 1)
+            if request.prefilled == 0 and request.prompt + 1 > free:
+                break
+            part = min(request.prompt - request.prefilled, settings.chunk - tokens)
+            tokens += part
+            request.prefilled += part
+            self._queued_tokens -= part
+            if request.prefilled < request.prompt:
+                break
+            held += request.prompt + 1
+            self.queue.popleft()
+            self._join(request, done)
+            done += 1
+        if tokens == 0:
+            return False
+        took = self.costs.prefill_ns(tokens) * self._next_noise()
+        self.now += int(took)
+        self._prefill_tokens += tokens
+        self.meter.prefill(took)
+        self.size += done
+        self._first_tokens(done)
+        return True
+
+    def _join(self, request: Request, index: int) -> None:
+        slot = self.size + index
+        self._requests[slot] = request
+        self._left[slot] = request.left - 1
+        self._kind[slot] = request.kind
+        drafts = self._machine.state in (Residency.RESIDENT, Residency.CATCHING_UP)
+        self._lag[slot] = 0 if drafts else request.prompt + 1
+        self._kinds[request.kind] += 1
+        self._context += request.prompt + 1
+        self._slack = min(self._slack, request.left - 1)
+        self._rows = None
+
+    def _first_tokens(self, count: int) -> None:
+        for slot in range(self.size - count, self.size):
+            request = self._requests[slot]
+            assert request is not None
+            if not request.first_ns:
+                request.first_ns = self.now
+        self.meter.tokens += count
+        if self._slack <= 0:
+            self._finish()
+
+    def _give_up(self) -> None:
+        """The first request that waits is larger than the whole KV cache: it is refused."""
+        request = self.queue.popleft()
+        self._queued_tokens -= request.prompt
+        self.meter.refused += 1
+        self.finished(self.now)
+
+    # Decode.
+
+    def _decode(self) -> None:
+        while self._pending and self._pending[0][0] <= self._iteration:
+            self._decide(self._pending.popleft()[1], delayed=False)
+        self._iteration += 1
+        wanted = self._gamma_for(self.size)
+        gamma, extra = (wanted, 0.0) if self._settled(wanted) else self._move(wanted)
+        self._make_room(gamma)
+        size, context = self.size, self._context
+        if self.now >= self._survival_until:
+            self._update_survival()
+        if gamma:
+            hits = self._draw(size) < self._survival_rows(gamma)
+            accepted = tuple(np.add.reduce(hits, 0).tolist())
+            committed = size + sum(accepted)
+            self._left[:size] -= np.add.reduce(hits, 1)
+        else:
+            accepted, committed = (), size
+        self._left[:size] -= 1
+        state = self._machine.state
+        if state is not _RESIDENT:
+            self._lag[:size] += 1
+        self._slack -= gamma + 1
+        self._context = context + committed
+        base = self._base_ns(size, gamma) + self.costs.context_ns * context
+        took = (base + extra) * self._next_noise()
+        self.now += int(took)
+        self.meter.tokens += committed
+        self.meter.decode(self._kinds, size, gamma, context, base, extra, took)
+        self._report(size, gamma, committed, accepted, state)
+        if self._slack <= 0:
+            self._finish()
+
+    def _report(self, size: int, gamma: int, committed: int, accepted: tuple[int, ...], state: Residency) -> None:
+        lag_max = lag_total = 0
+        if state is not _RESIDENT:
+            lag = self._lag[:size]
+            lag_max, lag_total = int(lag.max()), int(lag.sum())
+        record = Telemetry(
+            self._iteration, self.now, self.now - self._since, size, gamma, committed, self._context,
+            self._prefill_tokens, len(self.queue), self._queued_tokens, size, self._context, self._capacity,
+            self._retractions, lag_max, lag_total, int(state), 0, 0, accepted,
+        )  # fmt: skip
+        self._since = self.now
+        self._prefill_tokens = 0
+        decision = self.policy.telemetry(self.sender, record)
+        if decision is not None:
+            self._decide(decision)
+
+    def _decide(self, decision: Decision | None, delayed: bool = True) -> None:
+        if decision is None:
+            return
+        if delayed and self._decision is not None and self.settings.plan_delay:
+            self._pending.append((self._iteration + self.settings.plan_delay, decision))
+            return
+        self._decision = decision
+        self._plan_gamma = {}
+
+    def _gamma_for(self, size: int) -> int:
+        gamma = self._plan_gamma.get(size)
+        if gamma is None:
+            decision = self._decision
+            gamma = self.settings.start_gamma if decision is None else decision.gamma_for(size)
+            self._plan_gamma[size] = gamma
+        return gamma
+
+    def _base_ns(self, size: int, gamma: int) -> float:
+        key = size * 128 + gamma
+        base = self._base.get(key)
+        if base is None:
+            base = self._base[key] = self.costs.decode_ns(size, gamma)
+        return base
+
+    def _make_room(self, gamma: int) -> None:
+        while self._context + self.size * (gamma + 1) > self._capacity and self.size > 1:
+            left = self._left[: self.size].tolist()
+            generated = [
+                request.total - left[slot] for slot, request in enumerate(self._requests[: self.size]) if request
+            ]
+            self._retract(min(range(self.size), key=lambda slot: (generated[slot], -slot)))
+
+    def _retract(self, slot: int) -> None:
+        request = self._requests[slot]
+        assert request is not None
+        left = int(self._left[slot])
+        held = request.prompt + request.left - left
+        self._remove(slot)
+        self._context -= held
+        request.prompt, request.left, request.prefilled = held, left, 0
+        self._queued_tokens += held
+        self.queue.appendleft(request)
+        self._retractions += 1
+        self.meter.retractions += 1
+
+    def _finish(self) -> None:
+        left = self._left[: self.size].tolist()
+        for slot in range(self.size - 1, -1, -1):
+            if left[slot] > 0:
+                continue
+            request = self._requests[slot]
+            assert request is not None
+            self._context -= request.prompt + request.left - left[slot]
+            # Tokens past the end are cut off.
+            self.meter.finished(request, self.now, -left[slot])
+            self._remove(slot)
+            self.finished(self.now)
+        self._slack = int(self._left[: self.size].min()) if self.size else 0
+
+    def _remove(self, slot: int) -> None:
+        """Take a request out of the batch; the last one gets its place."""
+        self.size -= 1
+        last = self.size
+        request = self._requests[slot]
+        assert request is not None
+        self._kinds[request.kind] -= 1
+        self._requests[slot], self._requests[last] = self._requests[last], None
+        for array in (self._left, self._lag, self._kind):
+            array[slot] = array[last]
+        self._rows = None
+
+    # Residency of the draft.
+
+    def _settled(self, gamma: int) -> bool:
+        """Nothing of the draft has to move."""
+        if not self.settings.draft.parks:
+            return True
+        assert self._decision is not None
+        return self._machine.state is _RESIDENT and gamma > 0 and self._decision.residency == "device"
+
+    def _move(self, gamma: int) -> tuple[int, float]:
+        """γ that can be run, and ns that moving the draft adds to this iteration."""
+        machine, moves = self._machine, self.settings.draft
+        assert self._decision is not None
+        machine.tick()
+        self._moved()
+        event = machine.wanted(Wish(self._decision.residency == "device", gamma > 0))
+        if event is not None:
+            machine.fire(event, self._decision.reason)
+            if event is Event.PARK:
+                self._lag[:] = 0
+            elif event is Event.OFFLOAD or (event is Event.TURN_BACK and machine.state is Residency.OFFLOADING):
+                self._moving_until = self.now + int(moves.offload_ns)
+            elif event is Event.RECALL:
+                self._moving_until = self.now + int(moves.shrink_ns)
+            elif event is Event.CATCH_UP:
+                self._to_catch_up = -1
+        if machine.state is _RESIDENT:
+            return gamma, 0.0
+        return 0, self._catch_up() if machine.state is Residency.CATCHING_UP else 0.0
+
+    def _moved(self) -> None:
+        """Steps that take time and are over."""
+        machine, settings = self._machine, self.settings
+        if machine.state is Residency.SHRINKING and self._context > settings.kv_tokens - self.size:
+            return
+        if machine.state is Residency.CATCHING_UP and self._to_catch_up == 0:
+            machine.fire(Event.CAUGHT_UP, "caught up")
+            self._lag[:] = 0
+        elif self.now >= self._moving_until:
+            if machine.state is Residency.OFFLOADING:
+                machine.fire(Event.RELEASED, "released")
+                self._capacity = max(settings.kv_tokens, settings.kv_tokens_without_draft)
+                self.meter.offloads += 1
+            elif machine.state is Residency.SHRINKING:
+                machine.fire(Event.SHRUNK, "shrunk")
+                self._capacity = settings.kv_tokens
+                self._moving_until = self.now + int(settings.draft.load_ns)
+            elif machine.state is Residency.LOADING:
+                machine.fire(Event.LOADED, "loaded")
+                self._to_catch_up = -1
+
+    def _catch_up(self) -> float:
+        """One chunk of catching up; its ns."""
+        moves, fixed = self.settings.draft, 0.0
+        if self._to_catch_up < 0:
+            fixed = moves.catch_up_ns
+            self._to_catch_up = int(self._lag[: self.size].sum())
+        chunk = min(self._to_catch_up, moves.catch_up_chunk)
+        self._to_catch_up -= chunk
+        return fixed + chunk * moves.catch_up_token_ns
+
+    # Chance.
+
+    def _draw(self, count: int) -> np.ndarray:
+        if self._uniform_at + count > _BLOCK:
+            self._uniform, self._uniform_at = self._random.random(_BLOCK), 0
+        drawn = self._uniform[self._uniform_at : self._uniform_at + count, None]
+        self._uniform_at += count
+        return drawn
+
+    def _survival_rows(self, gamma: int) -> np.ndarray:
+        """float64[size, γ]."""
+        if len(self._kinds) == 1:
+            return self._survival[:, :gamma]
+        if self._rows is None:
+            self._rows = self._survival[self._kind[: self.size]]
+        return self._rows[:, :gamma]
+
+    def _update_survival(self) -> None:
+        truth = self.setup.acceptance
+        self._survival = truth.survival(self.now, self._longest)
+        self._rows = None
+        self._survival_until = self.now + acceptance.STEP_NS if truth.drift else 2**62
+        self.meter.set_survival(self._survival)
+
+    def _next_noise(self) -> float:
+        if not self._noise:
+            costs = self.costs
+            factors = np.exp(costs.noise * self._random.standard_normal(_BLOCK))
+            if costs.outlier_share:
+                factors[self._random.random(_BLOCK) < costs.outlier_share] *= costs.outlier_factor
+            self._noise = factors.tolist()
+        return self._noise.pop()

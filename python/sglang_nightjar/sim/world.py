@@ -1,0 +1,174 @@
+"""Replicas, the load on them, and one policy for all: the simulation itself."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sglang_nightjar.core.messages import Arrivals
+from sglang_nightjar.core.policy import Policy
+from sglang_nightjar.sim.engine import Engine
+from sglang_nightjar.sim.loads import NEVER, ClosedLoop, LoadSettings, OpenLoop, make
+from sglang_nightjar.sim.meter import Meter
+from sglang_nightjar.sim.setup import Setup
+
+#: As the agents of real servers report arrivals.
+_ARRIVALS_NS = 50_000_000
+
+
+@dataclass
+class Result:
+    """What a run gave.
+
+    Attributes:
+        seconds: virtual time.
+        requests, tokens, refused, retractions, offloads, switches, iterations: counts of all replicas.
+        rate: tokens per second.
+        ttft_ms, tpot_ms, latency_ms: mean, p50, p95, p99 of finished requests; TPOT only of those of several tokens.
+        shares, best_shares: share of iterations by γ, as it ran and as the oracle wanted it.
+        batch_size: mean of decode iterations.
+        efficiency: expected tokens over those of the oracle's γ in the same time and batches.
+        history: (iterations, expected tokens, oracle's) of the first replica.
+    """
+
+    seconds: float
+    requests: int
+    tokens: int
+    rate: float
+    efficiency: float
+    iterations: int
+    batch_size: float
+    switches: int
+    retractions: int
+    refused: int
+    offloads: int
+    ttft_ms: dict[str, float]
+    tpot_ms: dict[str, float]
+    latency_ms: dict[str, float]
+    shares: dict[int, float]
+    best_shares: dict[int, float]
+    history: list[tuple[int, float, float]] = field(default_factory=list)
+
+
+def simulate(
+    setup: Setup,
+    load: LoadSettings,
+    policy: Policy,
+    seed: int = 0,
+    replicas: int = 1,
+    drain: bool = False,
+    iterations: int | None = None,
+    mark: int = 0,
+) -> Result:
+    """Run ``load`` on ``replicas`` of ``setup`` under ``policy``.
+
+    It ends with the load; ``drain``: when all requests have their answers; or after so many decode ``iterations``.
+    Requests go to the replica with the fewest. The load does not depend on ``policy``, but for a closed loop's pace.
+    """
+    source = make(load, setup.acceptance.shares(), seed)
+    engines = [Engine(setup, index, policy, seed, source.finished) for index in range(replicas)]
+    engines[0].meter.mark = mark
+    end_ns = NEVER if drain else load.duration_ns
+    _run(engines, source, policy, end_ns, NEVER if iterations is None else iterations)
+    now = max(engine.now for engine in engines)
+    return _sum_up([engine.meter for engine in engines], now if drain or iterations else min(now, end_ns))
+
+
+def _run(engines: list[Engine], source: OpenLoop | ClosedLoop, policy: Policy, end_ns: int, most: int) -> None:
+    reporter = _Reporter(policy) if type(policy).arrivals is not Policy.arrivals else None
+    heap: list[tuple[int, int]] = []
+    total = 0
+    while True:
+        arrival = source.next_at
+        if heap and heap[0][0] < arrival:
+            now, index = heap[0]
+            if now >= end_ns or total >= most:
+                return
+            engine = engines[index]
+            before = engine.meter.iterations
+            engine.step()
+            total += engine.meter.iterations - before
+            if engine.busy:
+                heapq.heapreplace(heap, (engine.now, index))
+            else:
+                heapq.heappop(heap)
+            continue
+        if arrival >= end_ns:
+            if not heap:
+                return
+            # Only running requests are left, and the next arrival is past the end.
+            if heap[0][0] >= end_ns:
+                return
+            continue
+        request = source.pop()
+        index = 0 if len(engines) == 1 else min(range(len(engines)), key=lambda i: engines[i].load)
+        engine = engines[index]
+        if reporter is not None:
+            reporter.note(engine.hello.server, arrival, request.prompt)
+        idle = not engine.busy
+        engine.add(request, arrival)
+        if idle:
+            heapq.heappush(heap, (engine.now, index))
+
+
+class _Reporter:
+    """Arrivals, per server and interval, as tokenizer processes report them."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._open: dict[str, list[int]] = {}
+        self._seq = 0
+
+    def note(self, server: str, at_ns: int, prompt_tokens: int) -> None:
+        """A request arrived."""
+        current = self._open.get(server)
+        if current is not None and at_ns - current[0] >= _ARRIVALS_NS:
+            start, requests, tokens = self._open.pop(server)
+            self._seq += 1
+            self._policy.arrivals(
+                Arrivals(
+                    f"{server}/tokenizer0/0", self._seq, server, start + _ARRIVALS_NS, _ARRIVALS_NS, requests, tokens
+                )
+            )
+            current = None
+        if current is None:
+            current = self._open[server] = [at_ns, 0, 0]
+        current[1] += 1
+        current[2] += prompt_tokens
+
+
+def _sum_up(meters: list[Meter], end_ns: int) -> Result:
+    tokens, iterations = sum(m.tokens for m in meters), sum(m.iterations for m in meters)
+    ttft, latency, outputs = (
+        np.concatenate([np.frombuffer(getattr(m, name), np.int64) for m in meters])
+        for name in ("ttft_ns", "latency_ns", "outputs")
+    )
+    several = outputs > 1
+    tpot = (latency - ttft)[several] / (outputs[several] - 1)
+    seconds = end_ns / 1e9
+
+    def shares(name: str) -> dict[int, float]:
+        gammas = sorted({gamma for m in meters for gamma in getattr(m, name)})
+        return {gamma: sum(getattr(m, name)[gamma] for m in meters) / max(1, iterations) for gamma in gammas}
+
+    could = sum(m.could for m in meters)
+    return Result(
+        seconds=seconds, requests=len(latency), tokens=tokens, rate=tokens / seconds if seconds else 0.0,
+        efficiency=sum(m.got for m in meters) / could if could else 1.0, iterations=iterations,
+        batch_size=sum(m.batch_total for m in meters) / max(1, iterations), switches=sum(m.switches for m in meters),
+        retractions=sum(m.retractions for m in meters), refused=sum(m.refused for m in meters),
+        offloads=sum(m.offloads for m in meters), ttft_ms=_spread(ttft), tpot_ms=_spread(tpot),
+        latency_ms=_spread(latency), shares=shares("shares"), best_shares=shares("best_shares"),
+        history=meters[0].history,
+    )  # fmt: skip
+
+
+def _spread(ns: np.ndarray) -> dict[str, float]:
+    if not len(ns):
+        return {}
+    points = np.percentile(ns, (50, 95, 99)) / 1e6
+    return {"mean": round(float(ns.mean()) / 1e6, 3)} | {
+        name: round(float(value), 3) for name, value in zip(("p50", "p95", "p99"), points, strict=True)
+    }
