@@ -105,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
     check = not args.no_check and settings.temperature == 0 and is_demo
     reference = Reference(Path(models.target), store.folder / "agreed.json") if check else None
     source = PromptSource(settings.prompts, Path(models.target), settings.longest_prompt)
+    # What is wrong with the prompts shows before a server is started.
+    source.draw(1, "")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = 0
     with tempfile.TemporaryDirectory(prefix="nightjar-bench-") as folder:

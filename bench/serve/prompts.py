@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from sglang_nightjar.demo.corpus import HELD_OUT, held_out, render
+from sglang_nightjar.demo.corpus import HELD_OUT, held_out
 from sglang_nightjar.demo.recipe import read_prompts
 from sglang_nightjar.errors import ConfigError
 
@@ -55,14 +55,12 @@ class PromptSource:
     @cached_property
     def _all(self) -> list[list[int]]:
         if self.what == OWN:
-            texts = [render(conversation) for conversation in held_out(HELD_OUT)]
-            encoded = [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+            conversations = held_out(HELD_OUT)
         else:
             conversations = [conversation for _, conversation in read_prompts(Path(self.what))]
-            encoded = [
-                self._tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False)
-                for c in conversations
-            ]
+        encoded = [
+            self._tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False) for c in conversations
+        ]
         fitting = [ids for ids in encoded if len(ids) <= self.longest]
         if not fitting:
             raise ConfigError(f"--prompts {self.what}: none of its prompts has at most {self.longest} tokens")
@@ -76,6 +74,10 @@ class PromptSource:
 
     @cached_property
     def _tokenizer(self):  # type: ignore[no-untyped-def]
+        from sglang_nightjar.cpu.bootstrap import prepare_process
+
+        # Without it transformers can't be imported beside a CPU build of torch.
+        prepare_process()
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.tokenizer)

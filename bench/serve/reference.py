@@ -74,6 +74,9 @@ def main() -> None:
     parser.add_argument("verdicts", type=Path)
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT / "test"))
+    from sglang_nightjar.cpu.bootstrap import prepare_process
+
+    prepare_process()
     from helpers.lossless import Referee
 
     referee = Referee(args.target)

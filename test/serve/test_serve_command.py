@@ -1,0 +1,98 @@
+"""The command line, what it refuses, and how results are kept."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.serve import arms, budget, cli
+from bench.serve.scenarios import catalogue
+from bench.serve.settings import Settings, make_job
+from bench.serve.store import Store
+from sglang_nightjar import benchmark
+from sglang_nightjar import cli as nightjar
+from sglang_nightjar.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--arms", "fastest"], "no such arm; there are none, off, static-N"),
+        (["--arms", "mine.py"], "no such arm"),
+        (["--arms", "nightjar:memory"], "NAME:key=value"),
+        (["--scenarios", "storm"], "no such scenario; there are surge, bursts"),
+        (["--scenarios", "trace"], "it needs --trace"),
+        (["--trace", "/nowhere.csv"], "No such file"),
+        (["--rate-scale", "0"], "must be above 0"),
+        (["--new-tokens", "9", "4"], "no less than the fewest"),
+        (["--prompts", "/nowhere.jsonl"], "no such file"),
+        (["--model-path", "/some/model"], "name both, or neither"),
+    ],
+)
+def test_what_can_not_work_is_refused(argv: list[str], says: str, capsys: Any) -> None:
+    assert cli.main(argv) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_the_front_door_finds_the_benchmark(capsys: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    assert nightjar.main(["bench", "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "sglang-adaptive" in listed and "surge" in listed and "nightjar" in listed
+    assert benchmark.find(tmp_path) is None
+    monkeypatch.setattr(benchmark, "find", lambda *places: None)
+    assert nightjar.main(["bench"]) == 2
+    assert "not part of the installed package" in capsys.readouterr().err
+
+
+def test_arms() -> None:
+    assert arms.make("static-3").policy == {"name": "static", "params": {"gamma": 3}}
+    assert arms.make("sglang-static-3").server == "static-3"
+    assert arms.make("nightjar:memory=512,pool=false").policy == {
+        "name": "nightjar",
+        "params": {"memory": 512, "pool": False},
+    }
+    names = arms.default_names()
+    assert names[0] == "none" and names[-1] == "nightjar" and {"ema", "sglang-adaptive", "static-5"} <= set(names)
+    assert len({arms.make(name).slug for name in names}) == len(names)
+
+
+def test_runs_under_other_conditions_are_not_mixed(tmp_path: Path) -> None:
+    store = Store(tmp_path / "out")
+    store.open(Settings().as_json())
+    store.save("surge.none.0", {"run": "surge.none.0"})
+    Store(tmp_path / "out").open(Settings().as_json())
+    assert store.has("surge.none.0") and not store.has("surge.none.1")
+    with pytest.raises(ConfigError, match=r"kv_tokens = 8192, and now it is 4096"):
+        store.open(Settings(kv_tokens=4096).as_json())
+    store.set_aside("surge.none.0")
+    assert not store.has("surge.none.0") and store.set_aside_count() == 1 and list(store.all()) == []
+
+
+class _Words:
+    """A prompt source without a tokenizer."""
+
+    def draw(self, count: int, seed: str, lengths: Any = ()) -> list[list[int]]:
+        return [[hash((seed, i)) % 1000] * (lengths[i] if lengths else 3) for i in range(count)]
+
+
+def test_every_arm_gets_the_same_load() -> None:
+    settings, surge = Settings(seed=7), catalogue()["surge"]
+
+    def job(repetition: int, url: str) -> Any:
+        return make_job(surge, repetition, settings, _Words(), url)  # type: ignore[arg-type]
+
+    assert job(0, "http://a").requests == job(0, "http://b").requests
+    assert job(0, "http://a").requests != job(1, "http://a").requests
+    requests = job(0, "http://a").requests
+    assert all(32 <= r.new_tokens <= 96 for r in requests)
+    assert [r.at for r in requests] == sorted(r.at for r in requests)
+    other = make_job(surge, 0, Settings(seed=8), _Words(), "http://a")  # type: ignore[arg-type]
+    assert other.requests != requests
+
+
+def test_a_server_without_a_draft_gets_its_memory(target: Path, draft: Path) -> None:
+    extra = budget.extra_tokens(target, draft, 8192)
+    # 30 layers with 3 heads of 64, keys and values, in fp32: 46,080 bytes a token.
+    weights = budget._weights(draft) * 4
+    assert extra == (weights + 8192 * 2 * 3 * 64 * 4) // 46_080
+    assert 500 < extra < 2000

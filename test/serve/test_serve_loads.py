@@ -1,0 +1,120 @@
+"""Arrivals against what is known about the processes that they are drawn from."""
+
+import random
+import statistics
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from bench.serve import arrivals, scenarios
+from bench.serve.arrivals import TraceRow
+
+
+def test_poisson_gaps_are_exponential_and_counts_are_poisson() -> None:
+    rate, seconds = 5.0, 4000.0
+    times = arrivals.poisson(rate, 10.0, 10.0 + seconds, random.Random(1))
+    assert times == sorted(times) and times[0] >= 10.0 and times[-1] < 10.0 + seconds
+    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    assert stats.kstest(gaps, "expon", args=(0, 1 / rate)).pvalue > 0.01
+    counts = [sum(s <= t - 10.0 < s + 1 for t in times) for s in range(400)]
+    # Index of dispersion: 1 for a Poisson process.
+    assert statistics.variance(counts) / statistics.mean(counts) == pytest.approx(1.0, abs=0.25)
+    assert arrivals.poisson(0.0, 0.0, 10.0, random.Random(1)) == []
+
+
+def test_a_varying_rate_is_followed() -> None:
+    seconds, low, high = 100.0, 1.0, 9.0
+    rate = arrivals.day(low, high, seconds)
+    assert (rate(0), rate(seconds / 2), rate(seconds)) == pytest.approx((low, high, low))
+    draws = random.Random(2)
+    days = [arrivals.varying_poisson(rate, high, seconds, draws) for _ in range(200)]
+    # The mean of a cosine is its middle; a quarter of a day around noon holds more than its share.
+    assert statistics.mean(map(len, days)) == pytest.approx(500, rel=0.02)
+    noon = statistics.mean(sum(37.5 <= t < 62.5 for t in day) for day in days)
+    # The integral of the rate over that quarter: (5 + 4 · sin(π/4) / (π/4)) · 25.
+    assert noon == pytest.approx(215.0, rel=0.03)
+    counts = [len(day) for day in days]
+    assert statistics.variance(counts) / statistics.mean(counts) == pytest.approx(1.0, abs=0.4)
+
+
+def test_a_burst_is_a_burst() -> None:
+    times = arrivals.burst(24, 12.0, 0.5, random.Random(3))
+    assert len(times) == 24 and times == sorted(times)
+    assert times[0] >= 12.0 and times[-1] < 12.5
+    scenario = scenarios.catalogue()["bursts"]
+    drawn = [a.at for a in scenario.arrive(random.Random(4))]
+    starts = [p.start for p in scenario.phases if p.name == "burst"]
+    assert len(starts) == 4
+    for start in starts:
+        assert sum(start <= t < start + 0.5 for t in drawn) >= 24
+    # Far burstier than Poisson: the index of dispersion of counts per second.
+    counts = [sum(s <= t < s + 1 for t in drawn) for s in range(88)]
+    assert statistics.variance(counts) / statistics.mean(counts) > 5
+
+
+@pytest.mark.parametrize("name", ["surge", "sweep"])
+def test_each_phase_has_its_rate(name: str) -> None:
+    scenario = scenarios.catalogue(scenarios.Scale(time=20))[name]
+    drawn = [a.at for a in scenario.arrive(random.Random(5))]
+    rates = {"before": 0.4, "surge": 5.0, "recovery": 0.4}
+    for phase in scenario.phases:
+        wanted = rates.get(phase.name) or float(phase.name.removesuffix("/s"))
+        expected = wanted * (phase.end - phase.start)
+        found = sum(phase.start <= t < phase.end for t in drawn)
+        # Four standard deviations of a Poisson count.
+        assert abs(found - expected) < 4 * expected**0.5
+
+
+def test_scales() -> None:
+    normal = scenarios.catalogue()["clients"]
+    scaled = scenarios.catalogue(scenarios.Scale(time=2, rate=10))["clients"]
+    assert scaled.seconds == 2 * normal.seconds
+    assert [c.clients for c in scaled.clients] == [10 * c.clients for c in normal.clients]
+    for scenario in scenarios.catalogue().values():
+        ends = [p.end for p in scenario.phases]
+        assert [p.start for p in scenario.phases] == [0.0, *ends[:-1]]
+        assert 60 <= scenario.seconds <= 120
+
+
+TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:17:04.0319600,3180,8
+2023-11-16 18:17:03.9799600,4808,10
+2023-11-16 18:17:13.9799600,110,27
+2023-11-16 18:18:43.9799600,7433,14
+"""
+
+
+def test_a_trace_is_read_in_order_and_to_the_microsecond(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text(TRACE)
+    rows = arrivals.read_trace(file)
+    assert [(r.prompt_tokens, r.new_tokens) for r in rows] == [(4808, 10), (3180, 8), (110, 27), (7433, 14)]
+    assert [r.at for r in rows] == pytest.approx([0, 0.052, 10, 100], abs=1e-5)
+    file.write_text("time,in,out\n1,2,3\n")
+    with pytest.raises(ValueError, match="its columns are"):
+        arrivals.read_trace(file)
+
+
+def test_a_replay_keeps_the_shape_of_the_trace() -> None:
+    draw = random.Random(6)
+    rows = [TraceRow(at, 100, 10) for at in arrivals.poisson(2.0, 0.0, 500.0, draw)]
+    rows += [TraceRow(500.0 + at, 200, 20) for at in arrivals.poisson(8.0, 0.0, 500.0, draw)]
+    whole = arrivals.replay(rows, rate=1.0, start=0.0, seconds=1e9)
+    assert len(whole) == len(rows)
+    assert len(whole) / whole[-1].at == pytest.approx(1.0, rel=0.01)
+    # The ratio of rates is the trace's, whatever the scale.
+    half = whole[-1].at / 2
+    assert sum(r.at >= half for r in whole) / sum(r.at < half for r in whole) == pytest.approx(4.0, rel=0.1)
+    factor = whole[-1].at / rows[-1].at
+    assert [w.at for w in whole] == pytest.approx([r.at * factor for r in rows])
+    part = arrivals.replay(rows, rate=1.0, start=half, seconds=50.0)
+    assert all(0 <= r.at < 50 and r.prompt_tokens == 200 for r in part if r.at > 1)
+
+
+def test_the_trace_scenario_clips_nothing_away() -> None:
+    rows = [TraceRow(float(i), 5000, 900) for i in range(1000)]
+    scenario = scenarios.catalogue(trace=rows)["trace"]
+    drawn = scenario.arrive(random.Random(7))
+    assert len(drawn) == pytest.approx(1.5 * scenario.seconds, rel=0.02)
+    assert {(a.prompt_tokens, a.new_tokens) for a in drawn} == {(5000, 900)}
