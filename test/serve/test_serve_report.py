@@ -1,0 +1,160 @@
+"""The report of a benchmark whose runs are made up, and the decision log behind its series."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.serve import arms, measures, report, server_side
+from bench.serve.job import Answer, Sample
+from bench.serve.measures import Objectives
+from bench.serve.results import Results, phase_speed, speed
+from bench.serve.scenarios import catalogue
+from bench.serve.server_side import LogMark
+from bench.serve.settings import Settings
+from bench.serve.store import Store
+from bench.serve.tables import best_static, claim, gain, number
+
+
+def made_up(name: str, arm: str, repetition: int, factor: float, **more: Any) -> dict[str, Any]:
+    """A run in which an answer of ten tokens takes ``1 / factor`` s."""
+    scenario, objectives = catalogue()[name], Objectives(2.0, 0.06)
+    count = int(scenario.seconds) if scenario.is_open else int(scenario.seconds * factor)
+    answers = []
+    for i in range(count):
+        due = i * scenario.seconds / count
+        # One after the other in both: the machine keeps up.
+        pieces = [(due + (1 + k) / 10 / factor, 1 + k) for k in range(10)]
+        answers.append(
+            Answer(i, due, due + 0.002, pieces, pieces[-1][0], list(range(10)), "length", verify_steps=5, proposed=15)
+        )
+    steered = arms.make(arm).server == "steered"
+    log = {"seconds": [], "seconds_by_gamma": {"0": 30.0, "3": 60.0}, "gamma_switches": 4, "retractions": 0}
+    log["seconds"] = [
+        {"at": float(s), "gamma": s % 4, "accepted_length": 1.9, "batch_size": 2.0}
+        for s in range(int(scenario.seconds))
+    ]
+    side: dict[str, Any] = {
+        "load": server_side.from_samples([Sample(1.0, 2, 3, 100, 8192)]),
+        "processes": {"policy": {"cpu_s": 0.9, "rss_mb": 50.0}} if steered else {},
+    }
+    if steered:
+        side["log"] = log
+    whole = measures.measure(answers, [(0.0, scenario.seconds)], objectives)
+    return {
+        "run": f"{name}.{arm}.{repetition}",
+        "scenario": name,
+        "arm": arm,
+        "label": arms.make(arm).label,
+        "repetition": repetition,
+        "open_loop": scenario.is_open,
+        "phases": [vars(phase) for phase in scenario.phases],
+        "provenance": {
+            "time": "2026-01-01T00:00:00+00:00",
+            "commit": "abc",
+            "uncommitted_changes": False,
+            "command": "python -m bench.serve.run",
+            "versions": {"python": "3.11"},
+            "machine": {"cpu": "a CPU", "cores": 2, "memory_gb": 8, "vector": ["avx2"]},
+        },
+        "began": float(repetition),
+        "faults": [],
+        "whole": whole | {"retractions": 0, "gamma_per_step": 3.0},
+        "by_phase": measures.by_phase(answers, scenario.phases, objectives),
+        "quantiles": {
+            key: measures.quantiles(answers, of)
+            for key, of in (("ttft_s", measures.ttft), ("tpot_s", measures.tpot), ("latency_s", measures.latency))
+        },
+        "seconds": measures.seconds_of(answers, scenario.seconds),
+        "generator": {"cpu_s": 1.0, "late_s": measures.summary([0.002]), "worst_lag_s": 0.01, "wall_s": 90.0},
+        "server_side": side,
+        "answers": [vars(answer) for answer in answers],
+    } | more
+
+
+SPEEDS = {"none": 1.0, "static-1": 1.1, "static-3": 1.2, "sglang-adaptive": 1.25, "nightjar": 1.5}
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[dict[str, Any]]:
+    return [
+        made_up(name, arm, repetition, factor * (1 + 0.01 * repetition))
+        for name in ("surge", "clients", "sweep")
+        for arm, factor in SPEEDS.items()
+        for repetition in range(2)
+    ]
+
+
+def test_gains_are_throughput_or_latency(runs: list[dict[str, Any]]) -> None:
+    results = Results.of(runs)
+    # A closed loop: 1.5 times the tokens are 50% more; an open one: a 1.5 times smaller latency is 33% less.
+    assert gain(results, "clients", "nightjar", "none") == pytest.approx(0.5, abs=0.02)
+    assert gain(results, "surge", "nightjar", "none") == pytest.approx(1 / 3, abs=0.001)
+    assert best_static(results, "surge") == "static-3"
+    assert results.mean("clients", "none", phase_speed("24 clients")) > 0
+    assert results.by_repetition("surge", "none", speed)[0] == pytest.approx(1.0)
+    lines = claim(results).splitlines()
+    assert len(lines) == 7 and not any("missed" in line for line in lines)
+    # The sweep is no dynamic load, but its phases count among the worst.
+    assert "sweep" not in lines[2]
+    slower = [*runs, *(made_up("day", a, r, f) for a, f in (("none", 1.0), ("nightjar", 0.9)) for r in range(2))]
+    worst = claim(Results.of(slower)).splitlines()[-1]
+    assert "**missed**" in worst and "day" in worst
+
+
+def test_the_report_is_whole(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    store = Store(tmp_path)
+    store.open(Settings().as_json())
+    for run in runs:
+        store.save(run["run"], run)
+    broken = made_up("surge", "static-2", 0, 1.0, faults=[{"kind": "arm", "text": "3 of 90 requests failed"}])
+    store.save(broken["run"], broken)
+    text = report.write(store).read_text()
+    assert "surge, static γ=2, repetition 1: 3 of 90 requests failed; the arm does not count" in text
+    assert "nan" not in text.lower().replace("nanog", "")
+    for name in ("surge", "clients", "sweep"):
+        assert f"## {name}" in text
+        assert (tmp_path / "pictures" / f"{name}-timeline.svg").stat().st_size > 10_000
+        assert f"pictures/{name}-latency.svg" in text
+    assert "pictures/sweep-by-load.svg" in text
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert len(lines) == len(runs) + 1 and not any("answers" in json.loads(line) for line in lines)
+    # What is committed is enough to write the report again.
+    again = report.render(report.read(tmp_path), Settings().as_json(), 0, {})
+    assert "## What was to be shown" in again
+
+
+def test_numbers() -> None:
+    assert [number(v) for v in (0.0, 123.4, 1.234, 0.01234, None, math.nan)] == ["0", "123", "1.23", "0.0123", "–", "–"]
+
+
+def row(iteration: int, at_ns: int, iteration_ns: int, batch_size: int, gamma: int, committed: int) -> list[object]:
+    return [iteration, at_ns, iteration_ns, batch_size, gamma, committed, *[0] * 13, [0] * gamma]
+
+
+def test_series_of_a_decision_log(tmp_path: Path) -> None:
+    log = tmp_path / "decisions.jsonl"
+    log.write_text(json.dumps({"at": 9_000_000_000, "event": "start"}) + "\n")
+    mark = LogMark.end_of(log)
+    lines: list[dict[str, Any]] = [
+        {
+            "at": 10_200_000_000,
+            "frame": {"type": "telemetry", "records": [row(1, 1, 30, 1, 0, 1), row(2, 2, 10, 1, 4, 3)]},
+        },
+        {"at": 10_300_000_000, "to": "agent", "shadow": False, "frame": {"type": "plan"}},
+        {"at": 10_400_000_000, "event": "failed", "policy": "x"},
+        {"at": 11_900_000_000, "frame": {"type": "telemetry", "records": [row(3, 3, 20, 4, 1, 6)]}},
+        {"at": 99_000_000_000, "frame": {"type": "telemetry", "records": [row(4, 4, 20, 4, 1, 6)]}},
+    ]
+    with log.open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines) + '{"half a li')
+    found = server_side.from_log(list(mark.lines()), began=10.0, until=5.0)
+    first, second = found["seconds"]
+    assert (first["at"], first["batch_size"], first["gamma"], first["accepted_length"]) == (0.0, 1, 1.0, 2.0)
+    assert (second["at"], second["batch_size"], second["gamma"], second["accepted_length"]) == (1.0, 4, 1.0, 1.5)
+    assert (found["iterations"], found["gamma_switches"]) == (3, 2)
+    assert found["seconds_by_gamma"] == {"0": 0.0, "1": 0.0, "4": 0.0} and first["residency"] == "RESIDENT"
+    assert found["events"] == [{"at": 0.4, "event": "failed", "policy": "x"}]
