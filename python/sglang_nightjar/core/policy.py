@@ -74,6 +74,14 @@ class Policy:
         """For people: expected ns per token by pool, batch-size bucket and γ (or whatever the policy estimates)."""
         return {}
 
+    def save(self) -> dict[str, Any]:
+        """What it has learnt, as plain JSON with a ``version``, for `load` after a restart. Empty: nothing to keep."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up what `save` returned, before any scheduler joins. Raises ValueError, for people, if it can't."""
+        raise ValueError(f"policy {self.name} keeps no state")
+
 
 def check(decision: object, candidates: tuple[int, ...]) -> str | None:
     """What is wrong with what a policy returned to a scheduler with ``candidates``; None if nothing is."""

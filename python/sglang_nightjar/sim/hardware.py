@@ -96,7 +96,7 @@ def planned(name: str) -> Setup:
     )
     assumed = (
         f"assumed: {BANDWIDTH_SHARE:.0%} of bandwidth and {COMPUTE_SHARE:.0%} of compute reached, "
-        f"{OVERHEAD_NS / 1e3:.0f} µs an iteration, a draft of {_HEAD_PARAMETERS[model_name] / 1e9} B parameters, acceptance"
+        f"{OVERHEAD_NS / 1e3:.0f} µs an iteration, a draft of {_HEAD_PARAMETERS[model_name] / 1e9} B, its acceptance"
     )
     return Setup(
         costs, Acceptance((RequestClass(_RATES),)), engine, name, f"{device.source}; {model.source}; {assumed}",

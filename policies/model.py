@@ -1,0 +1,385 @@
+"""``model``: one latency model and one acceptance model for all batch sizes, and a bounded share of exploration.
+
+Ours. What it learns in one cell (a batch size and a γ) serves all: `core.latency_model` and `core.draft_acceptance`
+give time and tokens of every cell with their error bars, `core.objective` what that is worth. From there:
+
+- It takes the γ of the largest expected worth, and stays with the present one where they differ by less than `_MARGIN`.
+- It explores where a γ may be better than the best one looks, the one first whose chance costs least, for a few
+  iterations, at the batch size at hand. ``explore`` bounds the share of iterations; nothing is explored while the
+  objective is missed, while requests are being retracted, or while KV is short.
+- The draft comes back when what was forgone without it has come to what catching up costs (the ski-rental rule, Karlin
+  et al. 1988: never more than twice the cost of knowing the future). That cost is measured; before, it is the
+  scheduler's table's.
+- Under KV pressure γ is held so low that an iteration's drafts fit.
+
+Schedulers with the same models, hardware and SGLang version share what they learn, and a saved state is theirs, too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang_nightjar.core import gammas
+from sglang_nightjar.core.bin_greedy import switch_cost
+from sglang_nightjar.core.latency_model import SIZES
+from sglang_nightjar.core.messages import MAX_BATCH, Arrivals, Hello, Residency, Telemetry
+from sglang_nightjar.core.objective import Objective
+from sglang_nightjar.core.policy import Decision, Policy
+from sglang_nightjar.core.speculation import Speculation, at
+
+_Key = tuple[str, ...]
+_MAX_POOLS = 16
+_STATE_VERSION = 1
+#: A γ that is better by less is no reason to change, and one that may be better by less none to try.
+_MARGIN, _WORTH_A_TRY = 0.002, 0.01
+#: Iterations' worth of exploration that may be saved up, which is also what a new scheduler starts with.
+_MOST_CREDIT = 32.0
+#: Judged requests that a trial should give, and its shortest length.
+_TRIAL_REQUESTS, _SHORTEST_TRIAL = 24, 2
+_RESIDENT, _CATCHING_UP = Residency.RESIDENT, Residency.CATCHING_UP
+
+
+@dataclass(frozen=True)
+class ModelParams:
+    """Attributes:
+    objective: ``throughput``, ``latency``, or ``slo``, which needs a bound.
+    ttft_ms, tpot_ms: bounds for ``slo``.
+    explore: share of iterations that may try a γ which is not thought the best.
+    pool: schedulers of the same kind share what they learn.
+    """
+
+    objective: str = field(default="throughput", metadata={"choices": ("throughput", "latency", "slo")})
+    ttft_ms: float | None = field(default=None, metadata={"min": 0.001, "max": 1e9})
+    tpot_ms: float | None = field(default=None, metadata={"min": 0.001, "max": 1e9})
+    explore: float = field(default=0.02, metadata={"min": 0.0, "max": 0.5})
+    pool: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.objective == "slo") != (self.ttft_ms is not None or self.tpot_ms is not None):
+            raise ValueError(
+                f"objective: {self.objective!r} with ttft_ms {self.ttft_ms!r} and tpot_ms {self.tpot_ms!r}; "
+                "slo needs at least one bound, and nothing else takes any"
+            )
+
+
+@dataclass(slots=True)
+class _Trial:
+    """Exploration of ``column`` at the buckets around ``bucket``: iterations still to run, and to wait at most."""
+
+    column: int
+    bucket: int
+    left: int
+    patience: int
+
+
+class _Scheduler:
+    """One scheduler: what it was told, what it does, and what it may explore."""
+
+    def __init__(self, hello: Hello, key: _Key, pool: Speculation) -> None:
+        self.hello, self.key, self.pool = hello, key, pool
+        self.plan = [hello.candidates.index(hello.start_gamma)] * len(SIZES)
+        self.sent: gammas.Ranges = gammas.constant(hello.start_gamma)
+        self.version = -1
+        self.bucket = 0
+        self.credit = _MOST_CREDIT
+        self.trial: _Trial | None = None
+        #: The draft has been left behind; whether it was decided that it comes back; what was forgone meanwhile, ns.
+        self.parked = self.returning = False
+        self.forgone_ns = 0.0
+        self.lag_total = 0
+        self.catch_up_ns = 0.0
+        self.retractions = self.calm_until = 0
+        self.waits_since_ns = 0
+        self.tpot_ns = 0.0
+        self.free_kv: int | None = None
+
+
+class Model(Policy):
+    """See the module."""
+
+    name = "model"
+    Params = ModelParams
+
+    def __init__(self, params: Any = None, seed: int = 0) -> None:
+        super().__init__(params, seed)
+        p = self.params
+        self.objective = Objective(p.objective, 1e6 * (p.ttft_ms or 0.0), 1e6 * (p.tpot_ms or 0.0))
+        self.pools: dict[_Key, Speculation] = {}
+        self.schedulers: dict[str, _Scheduler] = {}
+        #: Of pools that nobody has asked for since the state was loaded.
+        self.saved: dict[_Key, dict[str, Any]] = {}
+        self.notes: list[str] = []
+
+    def hello(self, hello: Hello) -> Decision:
+        known = self.schedulers.get(hello.sender)
+        if known is None or known.hello.candidates != hello.candidates or self._key(hello) != known.key:
+            key = self._key(hello)
+            self.schedulers[hello.sender] = _Scheduler(hello, key, self._pool(key, hello.candidates))
+        else:
+            known.hello = hello
+        scheduler = self.schedulers[hello.sender]
+        if scheduler.pool.version:
+            self._replan(scheduler)
+        scheduler.sent = self._ranges(scheduler)
+        return Decision(scheduler.sent, "joined")
+
+    def telemetry(self, sender: str, record: Telemetry) -> Decision | None:
+        scheduler = self.schedulers.get(sender)
+        size = record.batch_size
+        # Comparisons written so that a NaN fails them.
+        if scheduler is None or type(size) is not int or not 1 <= size <= MAX_BATCH:
+            return None
+        if type(record.gamma) is not int or record.gamma not in scheduler.hello.candidates:
+            return None
+        pool, index = scheduler.pool, at(size)
+        pool.learn(record)
+        moved = index != scheduler.bucket
+        scheduler.bucket = index
+        scheduler.credit = min(_MOST_CREDIT, scheduler.credit + self.params.explore)
+        self._watch(scheduler, record)
+        changed = self._follow_draft(scheduler, record) if record.residency != _RESIDENT or scheduler.parked else False
+        if scheduler.trial is not None:
+            changed |= self._follow_trial(scheduler, record, index)
+        if not changed and scheduler.version == pool.version and not moved:
+            return None
+        if changed or scheduler.version != pool.version:
+            self._replan(scheduler)
+        if scheduler.trial is None:
+            self._consider_trial(scheduler, record, index)
+        return self._tell(scheduler, record.gamma, index)
+
+    def arrivals(self, arrivals: Arrivals) -> None:
+        if not (0 < arrivals.interval_ns <= 10**12 and 0 < arrivals.requests < 1 << 32):
+            return
+        for scheduler in self.schedulers.values():
+            if scheduler.hello.server == arrivals.server:
+                rate = arrivals.requests / arrivals.interval_ns
+                scheduler.pool.arrivals_per_ns += 0.05 * (rate - scheduler.pool.arrivals_per_ns)
+                return
+
+    def goodbye(self, sender: str) -> None:
+        scheduler = self.schedulers.pop(sender, None)
+        if scheduler is not None and not self.params.pool:
+            self.pools.pop(scheduler.key, None)
+
+    def estimates(self) -> dict[str, dict[str, dict[str, float]]]:
+        """ns per token, by pool, batch size that was seen, and γ; as expected, also for γ that were not tried."""
+        shown: dict[str, dict[str, dict[str, float]]] = {}
+        for key, pool in self.pools.items():
+            seen = sorted({index for index, _ in pool.latency.cells})
+            shown[" ".join(key)] = {
+                str(SIZES[index]): {
+                    str(gamma): round(1.0 / value)
+                    for gamma, value in zip(pool.gammas, pool.mean[index], strict=True)
+                    if value > 0
+                }
+                for index in seen
+            }
+        return shown
+
+    def save(self) -> dict[str, Any]:
+        pools = {**self.saved, **{key: pool.state() for key, pool in self.pools.items() if pool.version}}
+        return {
+            "version": _STATE_VERSION,
+            "pools": [{"key": list(key), "state": state} for key, state in pools.items()],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        if state.get("version") != _STATE_VERSION:
+            raise ValueError(
+                f"a state of version {state.get('version')!r}; this is version {_STATE_VERSION}: it starts anew"
+            )
+        try:
+            found = {tuple(map(str, pool["key"])): dict(pool["state"]) for pool in state["pools"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"a state that can't be read: {error!r}") from None
+        self.saved = dict(list(found.items())[:_MAX_POOLS])
+
+    # Telemetry.
+
+    def _watch(self, scheduler: _Scheduler, record: Telemetry) -> None:
+        """Retractions, waiting, KV and latency: may it explore, and how many drafts fit?"""
+        if record.retractions != scheduler.retractions:
+            scheduler.retractions = record.retractions
+            scheduler.calm_until = scheduler.pool.iterations + 64
+        if not record.queue_length:
+            scheduler.waits_since_ns = 0
+        elif not scheduler.waits_since_ns:
+            scheduler.waits_since_ns = record.at_ns
+        if record.kv_capacity > 0:
+            scheduler.free_kv = record.kv_capacity - record.kv_used
+        if self.objective.tpot_ns and record.committed >= record.batch_size and record.iteration_ns < 10**12:
+            per_token = record.iteration_ns * record.batch_size / record.committed
+            scheduler.tpot_ns += 0.05 * (per_token - scheduler.tpot_ns)
+
+    def _may_explore(self, scheduler: _Scheduler, record: Telemetry) -> bool:
+        if scheduler.pool.iterations < scheduler.calm_until:
+            return False
+        objective = self.objective
+        if objective.tpot_ns and scheduler.tpot_ns > objective.tpot_ns:
+            return False
+        if (
+            objective.ttft_ns
+            and scheduler.waits_since_ns
+            and record.at_ns - scheduler.waits_since_ns > objective.ttft_ns
+        ):
+            return False
+        free = scheduler.free_kv
+        return free is None or free > 4 * record.batch_size * (scheduler.hello.candidates[-1] + 1)
+
+    def _follow_draft(self, scheduler: _Scheduler, record: Telemetry) -> bool:
+        """The draft was left behind at γ=0: what is forgone, what its return costs. True if that changes the plan."""
+        before = scheduler.parked, scheduler.returning
+        if record.residency == _RESIDENT:
+            if scheduler.catch_up_ns > 0:
+                scheduler.pool.catch_up.add(scheduler.lag_total, scheduler.catch_up_ns)
+            scheduler.parked = scheduler.returning = False
+            scheduler.forgone_ns = scheduler.catch_up_ns = 0.0
+            return before != (False, False)
+        scheduler.parked = True
+        pool, index = scheduler.pool, scheduler.bucket
+        if record.residency == _CATCHING_UP:
+            usual = pool.latency.expected_ns(record.batch_size, 0) if 0 in pool.gammas else 0.0
+            if not record.prefill_tokens and 0 < record.iteration_ns < 60_000_000_000:
+                scheduler.catch_up_ns += max(0.0, record.iteration_ns - usual)
+            return before != (True, scheduler.returning)
+        if 0 <= record.lag_total < 1 << 40:
+            scheduler.lag_total = record.lag_total
+        scores = pool.mean[index]
+        best = max(scores)
+        if best <= scores[0] * (1 + _MARGIN) or pool.gammas[0] != 0:
+            scheduler.forgone_ns, scheduler.returning = 0.0, False
+        elif not scheduler.returning and 0 < record.iteration_ns < 60_000_000_000:
+            scheduler.forgone_ns += record.iteration_ns * (1 - scores[0] / best)
+            scheduler.returning = scheduler.forgone_ns >= self._return_ns(scheduler, record)
+        return before != (True, scheduler.returning)
+
+    def _return_ns(self, scheduler: _Scheduler, record: Telemetry) -> float:
+        known = scheduler.pool.catch_up.expected(scheduler.lag_total)
+        if known is not None:
+            return known
+        if scheduler.hello.switch_costs:
+            return switch_cost(scheduler.hello.switch_costs, record.lag_max, record.batch_size)
+        return scheduler.pool.latency.expected_ns(record.batch_size, 0)
+
+    def _follow_trial(self, scheduler: _Scheduler, record: Telemetry, index: int) -> bool:
+        """Count a trial's iterations. True if it is over."""
+        trial = scheduler.trial
+        assert trial is not None
+        trial.patience -= 1
+        if scheduler.hello.candidates[trial.column] == record.gamma:
+            trial.left -= 1
+            scheduler.credit -= 1.0
+        if trial.left > 0 and trial.patience > 0 and abs(index - trial.bucket) <= 1:
+            return False
+        scheduler.trial = None
+        scheduler.pool.fit()
+        return True
+
+    # Decisions.
+
+    def _consider_trial(self, scheduler: _Scheduler, record: Telemetry, index: int) -> None:
+        if self.params.explore <= 0 or scheduler.credit < _SHORTEST_TRIAL or not self._may_explore(scheduler, record):
+            return
+        pool = scheduler.pool
+        scores, chances = pool.mean[index], pool.optimistic[index]
+        best = max(scores)
+        chosen, ratio = -1, 0.0
+        for column, chance in enumerate(chances):
+            gain = chance / best - 1.0 - _WORTH_A_TRY
+            if gain > 0 and column != scheduler.plan[index]:
+                loss = 1.0 - scores[column] / best
+                if gain / (loss + 0.01) > ratio:
+                    chosen, ratio = column, gain / (loss + 0.01)
+        if chosen < 0:
+            return
+        length = max(_SHORTEST_TRIAL, math.ceil(_TRIAL_REQUESTS / record.batch_size))
+        length = min(length, max(_SHORTEST_TRIAL, int(scheduler.credit)))
+        if scheduler.parked:
+            # Its price includes the draft's return.
+            price = self._return_ns(scheduler, record) / max(1.0, pool.latency.expected_ns(record.batch_size, 0))
+            if price + length > scheduler.credit:
+                return
+            scheduler.credit -= price
+        scheduler.trial = _Trial(chosen, index, length, 4 * length + 16)
+
+    def _replan(self, scheduler: _Scheduler) -> None:
+        """The best γ of every bucket."""
+        pool, plan = scheduler.pool, scheduler.plan
+        scheduler.version = pool.version
+        for index, scores in enumerate(pool.mean):
+            best = max(scores)
+            if scores[plan[index]] < best * (1.0 - _MARGIN):
+                plan[index] = scores.index(best)
+
+    def _ranges(self, scheduler: _Scheduler) -> gammas.Ranges:
+        candidates, columns = scheduler.hello.candidates, scheduler.plan
+        if scheduler.parked and not scheduler.returning and candidates[0] == 0:
+            columns = [0] * len(columns)
+        trial = scheduler.trial
+        if trial is not None:
+            columns = [
+                trial.column if abs(index - trial.bucket) <= 1 else column for index, column in enumerate(columns)
+            ]
+        free = scheduler.free_kv
+        if free is not None and free < 2 * SIZES[scheduler.bucket] * (candidates[-1] + 1):
+            # Drafts that don't fit would cost a running request its place.
+            most = max(
+                0,
+                max(
+                    (c for c, gamma in enumerate(candidates) if 2 * SIZES[scheduler.bucket] * (gamma + 1) <= free),
+                    default=0,
+                ),
+            )
+            columns = [
+                min(column, most) if index >= scheduler.bucket else column for index, column in enumerate(columns)
+            ]
+        return gammas.from_starts(SIZES, [candidates[column] for column in columns])
+
+    def _tell(self, scheduler: _Scheduler, ran: int, index: int) -> Decision | None:
+        ranges = self._ranges(scheduler)
+        if ranges == scheduler.sent:
+            return None
+        scheduler.sent = ranges
+        return Decision(ranges, self._why(scheduler, ran, index))
+
+    def _why(self, scheduler: _Scheduler, ran: int, index: int) -> str:
+        pool, candidates = scheduler.pool, scheduler.hello.candidates
+        where = f"batch {SIZES[index]}"
+        trial = scheduler.trial
+        if trial is not None:
+            return f"{where}: tries {candidates[trial.column]} for {trial.left} iterations"
+        if scheduler.parked and not scheduler.returning:
+            return f"{where}: without the draft until {scheduler.forgone_ns / 1e6:.3g} ms forgone pay for its return"
+        wanted = scheduler.plan[index]
+        scores = pool.mean[index]
+        if scores[wanted] <= 0 or scores[candidates.index(ran)] <= 0:
+            return f"{where}: {candidates[wanted]}"
+        return (
+            f"{where}: {ran} -> {candidates[wanted]}, {1e-6 / scores[wanted]:.3g} ms/token expected against "
+            f"{1e-6 / scores[candidates.index(ran)]:.3g}"
+        )
+
+    # Pools.
+
+    def _key(self, hello: Hello) -> _Key:
+        kind = (hello.target, hello.draft, hello.hardware, str(hello.tp_size), hello.sglang_version)
+        return kind if self.params.pool else (*kind, hello.sender)
+
+    def _pool(self, key: _Key, candidates: tuple[int, ...]) -> Speculation:
+        pool = self.pools.get(key)
+        if pool is not None and pool.gammas == candidates:
+            return pool
+        state = pool.state() if pool is not None and pool.version else self.saved.pop(key, None)
+        if key not in self.pools and len(self.pools) >= _MAX_POOLS:
+            used = {scheduler.key for scheduler in self.schedulers.values()}
+            self.pools.pop(next((old for old in self.pools if old not in used), next(iter(self.pools))))
+        made = self.pools[key] = Speculation(candidates, self.objective)
+        if state is not None:
+            try:
+                made.restore(state)
+            except (ValueError, KeyError, TypeError) as error:
+                self.notes = [*self.notes[-7:], f"saved state of {' '.join(key)} can't be used: {error}"]
+        return made

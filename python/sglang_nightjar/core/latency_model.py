@@ -1,0 +1,233 @@
+"""How long an iteration takes: one model in batch size, γ and context for all cells, corrected by what each cell saw.
+
+A cell is a (batch-size bucket, γ). It keeps a robust mean of its own iterations. A few parameters explain all cells:
+
+    ns = a + b·[γ>0] + c·γ + d·B + e·γB + Σ f_k·max(0, B(γ+1) - k) + g·context
+
+fixed cost, verification, draft steps, requests, drafted rows, the knees where a forward pass turns from memory-bound to
+compute-bound (the roofline), attention. None of them is negative. Fitted by least squares on relative errors, with
+priors that say what is usual while little is known. What the formula misses stays as a factor on the cell, shared with
+its neighbours as far as they know nothing themselves (partial pooling). So a size never seen has an estimate with an
+error bar, and one seen often has what it saw.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+#: Lower ends of the buckets: single sizes up to 8, then four to the octave.
+SIZES = (*range(1, 9), *(base * step for base in (2, 4, 8, 16, 32, 64, 128, 256) for step in (5, 6, 7, 8)))
+_KNEES = (16.0, 64.0, 256.0)
+_FEATURES = 6 + len(_KNEES)
+#: Prior mean and deviation of each parameter but the context's, in shares of the shortest cell.
+_PRIOR = np.array([0.9, 0.05, 0.08, 0.01, 0.01, *([0.0] * len(_KNEES))])
+_DEVIATION = np.array([0.5, 0.1, 0.1, 0.02, 0.03, *([0.03] * len(_KNEES))])
+_CONTEXT_SHARE = 0.15
+#: What the formula misses of a cell, and readings that a cell's own word needs to weigh as much as the model's.
+_MISFIT, _OWN = 0.04, 3.0
+_MEMORY = 512
+_EARLY = 5
+_CLIP, _IN_A_ROW = 4.0, 8
+#: Relative variance that an iteration without a look adds to a cell.
+_DRIFT = 0.0004**2
+_OCTAVE = np.log2(SIZES)
+#: How much a cell's factor says about another of the same γ: half an octave away a third.
+_NEIGHBOURS = np.exp(-(((_OCTAVE[:, None] - _OCTAVE[None, :]) / 0.5) ** 2)) * (1 - np.eye(len(SIZES)))
+
+
+def bucket(batch_size: int) -> int:
+    """Index into `SIZES`."""
+    return max(0, bisect_right(SIZES, batch_size) - 1)
+
+
+@dataclass(slots=True)
+class Reading:
+    """Robust means of one cell: ns, batch size, context tokens; and how many iterations, and when the last one came."""
+
+    ns: float = 0.0
+    size: float = 0.0
+    context: float = 0.0
+    spread: float = 0.05
+    count: int = 0
+    seen: int = 0
+    streak: int = 0
+    early: list[float] = field(default_factory=list)
+
+    def add(self, ns: float, size: int, context: int, now: int) -> None:
+        """The first few iterations count by their median; later ones are clipped, so that an outlier says little.
+
+        A row of clipped ones on the same side is no outlier but a new time: the cell starts anew.
+        """
+        self.seen = now
+        if self.count < _EARLY:
+            self.early.append(ns)
+            self.early.sort()
+            middle = self.early[(len(self.early) - 1) // 2]
+            self.count += 1
+            self.ns = middle
+            self.size += (size - self.size) / self.count
+            self.context += (context - self.context) / self.count
+            return
+        error = ns - self.ns
+        limit = _CLIP * self.spread * self.ns
+        if abs(error) > limit:
+            side = 1 if error > 0 else -1
+            self.streak = self.streak + side if self.streak * side >= 0 else side
+            if abs(self.streak) >= _IN_A_ROW:
+                self.early, self.count, self.streak = [ns], 1, 0
+                self.ns, self.size, self.context = ns, float(size), float(context)
+                return
+            error = limit * side
+        else:
+            self.streak = 0
+        self.count += 1
+        step = max(1.0 / self.count, 1.0 / _MEMORY)
+        self.spread += step * (max(0.004, 1.25 * abs(error) / self.ns) - self.spread)
+        self.ns += step * error
+        self.size += step * (size - self.size)
+        self.context += step * (context - self.context)
+
+
+class LatencyModel:
+    """Times of all cells.
+
+    Attributes:
+        gammas: the candidates.
+        cells: by (bucket, γ).
+        ns: float64[sizes, gammas], expected ns at `SIZES`, after `fit`.
+        deviation: float64[sizes, gammas], relative.
+    """
+
+    def __init__(self, gammas: tuple[int, ...]) -> None:
+        self.gammas = gammas
+        self.cells: dict[tuple[int, int], Reading] = {}
+        self.parameters = np.zeros(_FEATURES)
+        self.context_per_request = 0.0
+        self.ns = np.ones((len(SIZES), len(gammas)))
+        self.deviation = np.full((len(SIZES), len(gammas)), 0.5)
+        self._column = {gamma: index for index, gamma in enumerate(gammas)}
+        self._grid = _features(np.repeat(SIZES, len(gammas)), np.tile(gammas, len(SIZES)))
+
+    def add(self, batch_size: int, gamma: int, ns: float, context: int, now: int) -> None:
+        """One iteration of ``gamma``; ``now`` counts iterations."""
+        key = (bucket(batch_size), gamma)
+        cell = self.cells.get(key)
+        if cell is None:
+            cell = self.cells[key] = Reading()
+        cell.add(ns, batch_size, context, now)
+        self.context_per_request += 0.02 * (context / batch_size - self.context_per_request)
+
+    def fit(self, now: int) -> None:
+        """Bring `ns` and `deviation` up to date."""
+        if not self.cells:
+            return
+        keys = list(self.cells)
+        cells = [self.cells[key] for key in keys]
+        ns = np.array([cell.ns for cell in cells])
+        size = np.array([cell.size for cell in cells])
+        context = np.array([cell.context for cell in cells])
+        count = np.array([float(cell.count) for cell in cells])
+        age = np.array([float(now - cell.seen) for cell in cells])
+        spread = np.array([cell.spread for cell in cells])
+        gamma = np.array([key[1] for key in keys])
+        rows = _features(size, gamma)
+        rows[:, -1] = context
+        covariance = self._solve(rows, ns, spread**2 / count + _DRIFT * age + _MISFIT**2, float(context.mean()))
+        # What the cells say beyond the formula.
+        expected = rows @ self.parameters
+        factor = np.zeros((len(SIZES), len(self.gammas)))
+        weight = np.zeros_like(factor)
+        noise = np.full_like(factor, np.inf)
+        index = np.array([key[0] for key in keys])
+        column = np.array([self._column[key[1]] for key in keys])
+        factor[index, column] = np.log(ns / np.maximum(expected, 1.0))
+        weight[index, column] = count / (1.0 + age / 20_000)
+        noise[index, column] = spread**2 / count + _DRIFT * age
+        near = _NEIGHBOURS @ np.minimum(weight, 20.0)
+        shared = (_NEIGHBOURS @ (np.minimum(weight, 20.0) * factor)) / (near + _OWN)
+        correction = (weight * factor + _OWN * shared) / (weight + _OWN)
+        grid = self._grid
+        grid[:, -1] = self.context_per_request * grid[:, 3]
+        base = grid @ self.parameters
+        variance = np.einsum("ij,jk,ik->i", grid, covariance, grid) / base**2
+        shape = factor.shape
+        self.ns = base.reshape(shape) * np.exp(correction)
+        # A neighbour that knows takes from what the formula may miss.
+        model = np.maximum(variance, 0.0).reshape(shape) + _MISFIT**2 * (1.0 - 0.8 * near / (near + _OWN))
+        self.deviation = np.clip(1.0 / np.sqrt(1.0 / model + 1.0 / noise), 0.0005, 0.5)
+
+    def expected_ns(self, batch_size: int, gamma: int) -> float:
+        """As of the last fit."""
+        return float(self.ns[bucket(batch_size), self._column[gamma]])
+
+    def _solve(self, rows: np.ndarray, ns: np.ndarray, variance: np.ndarray, context: float) -> np.ndarray:
+        """Fit the parameters, none negative; returns their covariance."""
+        shortest = float(ns.min())
+        mean = np.append(_PRIOR, 0.3 * _CONTEXT_SHARE / max(context, 1.0)) * shortest
+        deviation = np.append(_DEVIATION, _CONTEXT_SHARE / max(context, 1.0)) * shortest
+        scaled = rows / ns[:, None]
+        weighted = scaled / variance[:, None]
+        gram = scaled.T @ weighted + np.diag(deviation**-2.0)
+        target = weighted.sum(0) + mean * deviation**-2.0
+        start = self.parameters if self.parameters.any() else mean
+        self.parameters = _nonnegative(gram, target, start)
+        return np.asarray(np.linalg.inv(gram))
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes; plain JSON."""
+        return {
+            "context_per_request": self.context_per_request,
+            "cells": [
+                [index, gamma, cell.ns, cell.size, cell.context, cell.spread, cell.count]
+                for (index, gamma), cell in self.cells.items()
+            ],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a saved state; cells of other γ are left out. Nonsense raises ValueError, KeyError or TypeError."""
+        cells = {}
+        for index, gamma, ns, size, context, spread, count in state["cells"]:
+            if not (0 <= index < len(SIZES) and 0 < ns < 1e12 and 0 < size < 1e6 and 0 <= context < 1e12):
+                raise ValueError(f"a cell of {index}, {gamma}, {ns}, {size}, {context}")
+            if gamma in self._column and int(count) > 0:
+                known = min(int(count), _MEMORY)
+                cells[int(index), int(gamma)] = Reading(
+                    float(ns), float(size), float(context), min(1.0, max(0.004, float(spread))), known,
+                    early=[float(ns)] * min(known, _EARLY),
+                )  # fmt: skip
+        self.cells = cells
+        self.context_per_request = max(0.0, float(state["context_per_request"]))
+        self.fit(0)
+
+
+def _features(size: Any, gamma: Any) -> np.ndarray:
+    """float64[n, features]; the last column, the context, is 0."""
+    size, gamma = np.asarray(size, float), np.asarray(gamma, float)
+    rows = size * (gamma + 1)
+    columns = [np.ones_like(size), gamma > 0, gamma, size, gamma * size, *(np.maximum(0.0, rows - k) for k in _KNEES)]
+    return np.column_stack([*columns, np.zeros_like(size)]).astype(float)
+
+
+def _nonnegative(gram: np.ndarray, target: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """argmin of x'Gx - 2t'x over x >= 0, by coordinate descent."""
+    scale = 1.0 / np.sqrt(np.diag(gram))
+    matrix = (gram * scale[:, None] * scale[None, :]).tolist()
+    goal = (target * scale).tolist()
+    x = (start / scale).tolist()
+    size = len(goal)
+    for _ in range(60):
+        moved = 0.0
+        for i in range(size):
+            row = matrix[i]
+            gradient = goal[i] - sum(map(float.__mul__, row, x))
+            new = max(0.0, x[i] + gradient)
+            moved = max(moved, abs(new - x[i]))
+            x[i] = new
+        if moved < 1e-4 * max(map(abs, x)) or not math.isfinite(moved):
+            break
+    return np.array(x) * scale

@@ -1,0 +1,173 @@
+"""What is known of one kind of server: latency and acceptance together, and what each γ is worth at each batch size."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from sglang_nightjar.core.draft_acceptance import DraftAcceptance, expected_tokens
+from sglang_nightjar.core.latency_model import SIZES, LatencyModel, bucket
+from sglang_nightjar.core.messages import Residency, Telemetry
+from sglang_nightjar.core.objective import Objective, worth
+
+_SIZES = np.array(SIZES, float)
+#: How many standard deviations a γ may be better than it looks.
+_OPTIMISM = 2.0
+#: An iteration that took longer was no decode iteration: a suspended process, a clock that jumped.
+_LONGEST_NS = 60_000_000_000
+_COUNTS = frozenset({Residency.RESIDENT, Residency.PARKED, Residency.OFFLOADED})
+
+
+class Speculation:
+    """Learns from all schedulers of its kind.
+
+    Attributes:
+        gammas: candidates.
+        mean, optimistic: by bucket and index of γ, what it is worth, and what it may be worth.
+        version: changes with them.
+        iterations: told so far.
+    """
+
+    def __init__(self, gammas: tuple[int, ...], objective: Objective) -> None:
+        self.gammas, self.objective = gammas, objective
+        self.latency = LatencyModel(gammas)
+        self.acceptance = DraftAcceptance(gammas[-1])
+        self.catch_up = CatchUpCost()
+        self.mean: list[list[float]] = [[0.0] * len(gammas) for _ in SIZES]
+        self.optimistic = self.mean
+        self.version = self.iterations = 0
+        self.arrivals_per_ns = self.prefill_share = 0.0
+        self._next_fit = 1
+
+    def learn(self, record: Telemetry) -> None:
+        """One iteration. Absurd values are left out, whatever they are."""
+        self.iterations += 1
+        size, gamma, ns = record.batch_size, record.gamma, record.iteration_ns
+        drifted = False
+        if gamma == 0:
+            self.acceptance.iterations += 1
+        elif len(record.accepted) == gamma and _sane(record.accepted, size):
+            drifted = self.acceptance.add(size, record.accepted)
+        if 0 < ns <= _LONGEST_NS:
+            shared = record.prefill_tokens > 0
+            self.prefill_share += 0.01 * (shared - self.prefill_share)
+            if not shared and record.residency in _COUNTS and 0 <= record.context_tokens < 1 << 40:
+                self.latency.add(size, gamma, ns, record.context_tokens, self.iterations)
+        if self.iterations >= self._next_fit or drifted:
+            self.fit()
+
+    def fit(self) -> None:
+        """Bring what each γ is worth up to date."""
+        done = self.iterations
+        # Often while little is known, and never more than a few microseconds per iteration.
+        self._next_fit = done + (1 if done < 8 else 4 if done < 64 else 16 if done < 512 else 64)
+        self.latency.fit(done)
+        rates = self.acceptance.rates()
+        tokens = np.array(expected_tokens([rate for rate, _ in rates], self.gammas))
+        variance = np.array(_token_variance([rate for rate, _ in rates], self.gammas))
+        deviation = np.array(_token_deviation(rates, self.gammas)) / tokens
+        mean = worth(
+            self.objective, _SIZES, self.latency.ns, tokens, variance, self.arrivals_per_ns, self.prefill_share
+        )
+        unsure = np.sqrt(deviation[None, :] ** 2 + self.latency.deviation**2)
+        most = np.array(self.gammas, float) + 1.0
+        self.mean = mean.tolist()
+        self.optimistic = (mean * np.minimum(1.0 + _OPTIMISM * unsure, 1.2 * (most / tokens)[None, :])).tolist()
+        self.version += 1
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes; plain JSON."""
+        return {
+            "latency": self.latency.state(),
+            "acceptance": [[p.trials, p.hits] for p in self.acceptance.positions],
+            "catch_up": self.catch_up.sums,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a saved state. Raises ValueError, KeyError or TypeError for nonsense, and then nothing changed."""
+        latency = LatencyModel(self.gammas)
+        latency.restore(state["latency"])
+        acceptance = DraftAcceptance(self.gammas[-1])
+        for position, (trials, hits) in zip(acceptance.positions, state["acceptance"], strict=False):
+            if (
+                len(trials) != 3
+                or len(hits) != 3
+                or not all(0 <= h <= t < 1e12 for h, t in zip(hits, trials, strict=True))
+            ):
+                raise ValueError(f"acceptance of {hits} in {trials}")
+            # The load may be another one by now: believed, but not for long.
+            scale = min(1.0, 200.0 / max(trials[2], 1.0))
+            position.trials, position.hits = [0.0, 0.0, trials[2] * scale], [0.0, 0.0, hits[2] * scale]
+        catch_up = CatchUpCost()
+        catch_up.sums = [float(value) for value in state["catch_up"]]
+        if len(catch_up.sums) != 5 or not all(0 <= value < 1e30 for value in catch_up.sums):
+            raise ValueError(f"catch-up sums {catch_up.sums}")
+        self.latency, self.acceptance, self.catch_up = latency, acceptance, catch_up
+        self.fit()
+
+
+class CatchUpCost:
+    """ns that a catch-up took, as a line in the tokens of lag, by least squares over the last dozens of them.
+
+    Attributes:
+        sums: weights, lags, squared lags, ns, ns times lags.
+    """
+
+    def __init__(self) -> None:
+        self.sums = [0.0] * 5
+
+    def add(self, lag: int, ns: float) -> None:
+        """One catch-up."""
+        for index, value in enumerate((1.0, lag, lag * lag, ns, ns * lag)):
+            self.sums[index] = 0.97 * self.sums[index] + value
+
+    def expected(self, lag: int) -> float | None:
+        """None while nothing is known."""
+        n, x, xx, y, xy = self.sums
+        if n <= 0:
+            return None
+        spread = n * xx - x * x
+        slope = max(0.0, (n * xy - x * y) / spread) if spread > 1e-9 * n * xx and n > 1.5 else 0.0
+        return max(0.0, y / n + slope * (lag - x / n))
+
+
+def at(batch_size: int) -> int:
+    """The bucket of a batch size."""
+    return bucket(batch_size)
+
+
+def _sane(accepted: tuple[int, ...], most: int) -> bool:
+    for hits in accepted:
+        if type(hits) is not int or not 0 <= hits <= most:
+            return False
+        most = hits
+    return True
+
+
+def _token_variance(rates: list[float], gammas: tuple[int, ...]) -> list[float]:
+    """Variance of one request's tokens in an iteration."""
+    found, survival, first, second = {0: 0.0}, 1.0, 0.0, 0.0
+    for index, rate in enumerate(rates):
+        survival *= rate
+        first += survival
+        second += (2 * index + 1) * survival
+        found[index + 1] = max(0.0, second - first * first)
+    return [found[gamma] for gamma in gammas]
+
+
+def _token_deviation(rates: list[tuple[float, float]], gammas: tuple[int, ...]) -> list[float]:
+    """Standard deviation of our estimate of the expected tokens, to first order."""
+    survival = [1.0]
+    for rate, _ in rates:
+        survival.append(survival[-1] * rate)
+    found = []
+    for gamma in gammas:
+        total, tail = 0.0, 0.0
+        for index in range(gamma, 0, -1):
+            tail += survival[index]
+            rate, deviation = rates[index - 1]
+            total += (tail / rate * deviation) ** 2
+        found.append(math.sqrt(total))
+    return found
