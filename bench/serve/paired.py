@@ -29,7 +29,7 @@ class Ratio:
         return f"×{self.value:.2f}{interval}"
 
 
-def ratio(ours: Mapping[object, float], theirs: Mapping[object, float]) -> Ratio:
+def ratio(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Ratio:
     """``ours`` over ``theirs``, by repetition; those that only one of them has are left out.
 
     Student's t on the logarithms of the pairs' ratios: what is common to both runs of a pair (the load, and what the
