@@ -45,8 +45,8 @@ class Arm:
 def default_names() -> list[str]:
     """No speculation, each static γ, SGLang's own rule, and each policy of ours that learns or adapts."""
     policies = [name for name in available() if name not in _NOT_ARMS_BY_THEMSELVES]
-    # The one that claims something comes last in every table.
-    policies.sort(key=lambda name: (name == "nightjar", name))
+    # Those that claim something come last.
+    policies.sort(key=lambda name: (name in ("model", "nightjar"), name))
     return [NONE, *(f"static-{gamma}" for gamma in _STATIC), SGLANG_ADAPTIVE, *policies]
 
 

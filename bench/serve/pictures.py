@@ -13,11 +13,18 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 from bench.serve.arms import NONE, SGLANG_ADAPTIVE
+from bench.serve.claim import subjects
 from bench.serve.results import Results, Run
-from bench.serve.tables import SUBJECT
 
-#: Who stands out: ours in blue, who it is compared with in strong colours, fixed γ in greys.
-_COLOURS = {NONE: "#222222", SGLANG_ADAPTIVE: "#d1495b", SUBJECT: "#1f6feb", "ema": "#e8a33d", "off": "#7a5195"}
+#: Who stands out: ours in blue and green, who they are compared with in strong colours, fixed γ in greys.
+_COLOURS = {
+    NONE: "#222222",
+    SGLANG_ADAPTIVE: "#d1495b",
+    "nightjar": "#1f6feb",
+    "model": "#0a7d4b",
+    "ema": "#e8a33d",
+    "off": "#7a5195",
+}
 _GREYS = ("#c4c4c4", "#a8a8a8", "#8c8c8c", "#707070", "#585858")
 _OTHERS = ("#2a9d8f", "#8f5aa8", "#b5651d", "#4c956c")
 #: s; a second alone is too noisy to be read.
@@ -145,7 +152,7 @@ def _style(results: Results, arm: str) -> dict[str, Any]:
         colour = _GREYS[static.index(arm) % len(_GREYS)]
     else:
         colour = _COLOURS.get(arm) or _OTHERS[others.index(arm) % len(_OTHERS)]
-    width = 2.2 if arm == SUBJECT else 1.2
+    width = 2.2 if arm in subjects(results) else 1.2
     return {
         "color": colour,
         "linewidth": width,

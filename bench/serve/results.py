@@ -65,7 +65,7 @@ class Results:
         """Of each arm, those that are compared with first, ours last."""
 
         def place(arm: str) -> tuple[bool, bool, bool, str]:
-            return arm == "nightjar", arm != "none", not arm.startswith("static"), arm
+            return arm in ("model", "nightjar"), arm != "none", not arm.startswith("static"), arm
 
         found = {run["arm"]: run["label"] for run in self.runs}
         return {arm: found[arm] for arm in sorted(found, key=place)}

@@ -6,17 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.serve.arms import NONE, SGLANG_ADAPTIVE
-from bench.serve.paired import Ratio, ratio
+from bench.serve.arms import NONE
+from bench.serve.paired import ratio
 from bench.serve.results import Figure, Results, Run, phase_speed, speed, throughput
-
-#: What the claim is about, and against whom: arm, what has to be gained on average, and where the figure comes from.
-SUBJECT = "nightjar"
-_GOALS = ((NONE, 0.27, "the paper's 27.29%"), ("static-3", 0.083, "the paper's 8.32%"), (SGLANG_ADAPTIVE, 0.05, ""))
-_GOAL_AGAINST_BEST = 0.03
-_WORST_PHASE = -0.02
-#: Not dynamic: every phase is a load of its own.
-_NOT_DYNAMIC = ("fixed", "sweep")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -145,61 +137,6 @@ def invalid(results: Results) -> list[str]:
         for run in results.faulty()
         for fault in run["faults"]
     ]
-
-
-def claim(results: Results) -> str:
-    """The goals, and what came out."""
-    dynamic = [s for s in results.scenarios if s not in _NOT_DYNAMIC and SUBJECT in results.arms(s)]
-    rows = []
-    for other, goal, source in _GOALS:
-        gains = {s: gain(results, s, SUBJECT, other) for s in dynamic if other in results.arms(s)}
-        if gains:
-            rows.append(
-                [_label(results, other), f"+{goal:.1%}{f' ({source})' if source else ''}", *_verdict(gains, goal)]
-            )
-    gains = {s: gain(results, s, SUBJECT, best) for s in dynamic if (best := best_static(results, s))}
-    if gains:
-        rows.append(
-            ["the best static γ known afterwards", f"+{_GOAL_AGAINST_BEST:.1%}", *_verdict(gains, _GOAL_AGAINST_BEST)]
-        )
-    worst = [
-        (value, f"{s}, {name}")
-        for s in results.scenarios
-        if {NONE, SUBJECT} <= set(results.arms(s))
-        for name in results.phases(s)
-        if not math.isnan(value := _ratio(results, s, SUBJECT, NONE, phase_speed(name)).value - 1)
-    ]
-    if worst:
-        value, where = min(worst)
-        met = "met" if value >= _WORST_PHASE else "**missed**"
-        rows.append(["no speculation, in the worst phase", f"{_WORST_PHASE:+.0%}", f"{value:+.1%} ({where})", met, ""])
-    return table([f"{SUBJECT} against", "goal", "mean over the dynamic loads", "", "by load"], rows)
-
-
-def gain(results: Results, scenario: str, ours: str, theirs: str) -> float:
-    """What is gained: more throughput in a closed loop, less mean latency in an open one; both as a fraction."""
-    value = _ratio(results, scenario, ours, theirs, speed).value
-    return 1 - 1 / value if results.is_open(scenario) else value - 1
-
-
-def best_static(results: Results, scenario: str) -> str | None:
-    """The fixed γ, 0 included, that was the fastest in this scenario."""
-    fixed = [arm for arm in results.arms(scenario) if arm in (NONE, "off") or "static-" in arm]
-    return max(fixed, key=lambda arm: results.mean(scenario, arm, speed), default=None)
-
-
-def _verdict(gains: dict[str, float], goal: float) -> list[str]:
-    mean = sum(gains.values()) / len(gains)
-    by_load = ", ".join(f"{name} {value:+.1%}" for name, value in gains.items())
-    return [f"{mean:+.1%}", "met" if mean >= goal else "**missed**", by_load]
-
-
-def _label(results: Results, arm: str) -> str:
-    return results.labels.get(arm, arm)
-
-
-def _ratio(results: Results, scenario: str, ours: str, theirs: str, figure: Figure) -> Ratio:
-    return ratio(*(results.by_repetition(scenario, arm, figure) for arm in (ours, theirs)))
 
 
 def _log(run: Run, key: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench.serve import arms, measures, report, server_side
+from bench.serve.claim import best_static, claim, gain, subjects
 from bench.serve.job import Answer, Sample
 from bench.serve.measures import Objectives
 from bench.serve.results import Results, phase_speed, speed
@@ -15,7 +16,7 @@ from bench.serve.scenarios import catalogue
 from bench.serve.server_side import LogMark
 from bench.serve.settings import Settings
 from bench.serve.store import Store
-from bench.serve.tables import best_static, claim, gain, number
+from bench.serve.tables import number
 
 
 def made_up(name: str, arm: str, repetition: int, factor: float, **more: Any) -> dict[str, Any]:
@@ -95,12 +96,13 @@ def test_gains_are_throughput_or_latency(runs: list[dict[str, Any]]) -> None:
     assert best_static(results, "surge") == "static-3"
     assert results.mean("clients", "none", phase_speed("24 clients")) > 0
     assert results.by_repetition("surge", "none", speed)[0] == pytest.approx(1.0)
-    lines = claim(results).splitlines()
-    assert len(lines) == 7 and not any("missed" in line for line in lines)
+    assert subjects(results) == ["nightjar"]
+    lines = claim(results, "nightjar").splitlines()
+    assert len(lines) == 8 and not any("missed" in line for line in lines)
     # The sweep is no dynamic load, but its phases count among the worst.
     assert "sweep" not in lines[2]
     slower = [*runs, *(made_up("day", a, r, f) for a, f in (("none", 1.0), ("nightjar", 0.9)) for r in range(2))]
-    worst = claim(Results.of(slower)).splitlines()[-1]
+    worst = claim(Results.of(slower), "nightjar").splitlines()[-1]
     assert "**missed**" in worst and "day" in worst
 
 

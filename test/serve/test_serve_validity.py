@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from bench.serve import reference, validity
+from bench.serve.claim import claim
 from bench.serve.job import Answer, Job, Outcome, Request
 from bench.serve.results import Results, speed
-from bench.serve.tables import claim
 
 JOB = Job("http://nowhere", [Request(0.0, [1, 2, 3], 4), Request(1.0, [4, 5], 4)], seconds=2.0)
 
@@ -147,6 +147,6 @@ def test_what_is_invalid_is_not_averaged_in() -> None:
     assert results.by_repetition("clients", "nightjar", speed) == {0: 130.0}
     assert results.by_repetition("clients", "static-3", speed) == {}
     assert len(results.faulty()) == 2
-    lines = claim(results).splitlines()
+    lines = claim(results, "nightjar").splitlines()
     assert "+30.0% | met" in lines[2] and "no speculation" not in lines[2].split("|")[0]
     assert not any(line.startswith("| static") for line in lines)
