@@ -12,6 +12,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang_nightjar.agent import scheduler_agent, settings, status
 from sglang_nightjar.agent.decision import Decision
 from sglang_nightjar.agent.selector import GammaSelector
+from sglang_nightjar.draft import upkeep
 from sglang_nightjar.patches.seams import Seam
 
 ROLES = ("scheduler",)
@@ -51,6 +52,8 @@ def start_agent(_result: None, scheduler: Any) -> None:
         # Nothing to choose from: no draft, or SGLang's own rule was asked for.
         gamma = scheduler.server_args.speculative_num_steps or 0
         selector = GammaSelector((gamma,), gamma)
+    elif 0 in selector.candidates:
+        upkeep.current = upkeep.Upkeep(scheduler, selector, given.journal_bytes)
     agent = scheduler_agent.current = scheduler_agent.SchedulerAgent(scheduler, selector, given)
     scheduler._request_dispatcher += TypeBasedDispatcher([(Decision, agent.apply)])
 

@@ -47,6 +47,9 @@ class Seam:
 _OTHER_USERS = (
     "sglang_nightjar.agent.sampler",
     "sglang_nightjar.agent.process",
+    "sglang_nightjar.draft.extend",
+    "sglang_nightjar.draft.plain_decode",
+    "sglang_nightjar.draft.upkeep",
     "sglang_nightjar.launch_server",
     "sglang_nightjar.plugin",
     "sglang_nightjar.preflight",

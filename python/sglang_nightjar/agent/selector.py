@@ -34,6 +34,8 @@ class GammaSelector:
         decision: the decision in force.
         launched: decode batches launched so far.
         launches: of those, the ones whose result nobody has taken yet, oldest first.
+        last_gamma: γ of the batch launched last.
+        held: the next batch decodes without drafts whatever the decision says, because the draft is not ready for it.
     """
 
     def __init__(self, candidates: Sequence[int], fallback_gamma: int):
@@ -44,6 +46,8 @@ class GammaSelector:
         self.fallback_gamma = fallback_gamma
         self.decision = fallback(fallback_gamma, "no plan yet", 0)
         self.launched = 0
+        self.held = False
+        self.last_gamma = max(self.candidates)
         self.launches: deque[Launch] = deque(maxlen=_UNTAKEN)
         self._by_size: dict[int, int] = {}
         self._graph_batch_sizes: list[int] | None = None
@@ -73,7 +77,10 @@ class GammaSelector:
             gamma = self.decision.gamma_for(max(1, batch_size))
             if len(self._by_size) < _CACHED_SIZES:
                 self._by_size[batch_size] = gamma
+        if self.held:
+            gamma = 0
         self.launched += 1
+        self.last_gamma = gamma
         self.launches.append(Launch(gamma, self.decision.plan_id))
         return gamma
 

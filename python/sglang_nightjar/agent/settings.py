@@ -26,6 +26,9 @@ class Settings:
         candidates: Γ, ascending and distinct.
         fallback_gamma: γ while no plan counts; None: the γ that the user gave to SGLang, or DEFAULT_GAMMA.
         stale_after_s: seconds without a sign of life from the policy process after which its plan no longer counts.
+        journal_bytes: what the target's hidden states may take that are kept for the draft at γ=0.
+        offload: the draft's memory may become KV cache while it is away.
+        retract: requests may be retracted to make room for its return.
     """
 
     endpoint: str | None = None
@@ -34,6 +37,9 @@ class Settings:
     candidates: tuple[int, ...] = DEFAULT_CANDIDATES
     fallback_gamma: int | None = None
     stale_after_s: float = 1.0
+    journal_bytes: int = 256 * 2**20
+    offload: bool = True
+    retract: bool = False
 
 
 def load(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -48,4 +54,7 @@ def load(environment: Mapping[str, str] = os.environ) -> Settings:
         candidates=file.gamma.candidates or DEFAULT_CANDIDATES,
         fallback_gamma=link.fallback,
         stale_after_s=link.stale_after,
+        journal_bytes=file.memory.journal_mb * 2**20,
+        offload=file.memory.mode == "offload",
+        retract=file.memory.retract,
     )

@@ -3,6 +3,7 @@
 policy: {name: nightjar, params: {bin_iterations: 8}}    # or path: /my/policy.py
 shadow: [{name: ema}]
 gamma: {candidates: [0, 1, 3, 5]}
+memory: {journal_mb: 256}
 link: {endpoint: ipc:///run/nightjar/policy, stale_after: 1.0}
 log: {path: /var/log/nightjar/decisions.jsonl}
 """
@@ -63,6 +64,26 @@ class GammaSection:
 
 
 @dataclass(frozen=True)
+class MemorySection:
+    """What the draft may cost while it is not used. ``watermark`` and ``persistence`` are applied on save.
+
+    Attributes:
+        mode: ``offload`` lets policies send the draft away, so that its memory becomes KV cache; ``keep`` does not.
+        watermark: part of the KV cache; with less of it free, and γ=0, policies may send the draft away.
+        persistence: seconds that this must last.
+        retract: whether requests may be retracted to make room for the draft's return; else it waits until there is.
+        journal_mb: of the target's hidden states that are kept for a draft at γ=0; what no longer fits is computed
+            anew before the draft is used again. 0 keeps none.
+    """
+
+    mode: str = field(default="offload", metadata={"choices": ("offload", "keep")})
+    watermark: float = field(default=0.1, metadata={"min": 0.0, "max": 1.0})
+    persistence: float = field(default=2.0, metadata={"min": 0.0, "max": 3600.0})
+    retract: bool = False
+    journal_mb: int = field(default=256, metadata={"min": 0, "max": 1_048_576})
+
+
+@dataclass(frozen=True)
 class LinkSection:
     """How servers and the policy process meet. Only ``stale_after`` is applied on save.
 
@@ -103,6 +124,7 @@ class Config:
     policy: PolicySection = field(default_factory=PolicySection)
     shadow: tuple[PolicySection, ...] = ()
     gamma: GammaSection = field(default_factory=GammaSection)
+    memory: MemorySection = field(default_factory=MemorySection)
     link: LinkSection = field(default_factory=LinkSection)
     log: LogSection = field(default_factory=LogSection)
 
@@ -165,6 +187,9 @@ def not_live(old: Config, new: Config) -> list[str]:
             reasons.append(f"link.{key} can't change while servers are connected; restart to apply it")
     if old.link.fallback != new.link.fallback:
         reasons.append("link.fallback is read when a server starts; restart it to apply it")
+    for key in ("mode", "retract", "journal_mb"):
+        if getattr(old.memory, key) != getattr(new.memory, key):
+            reasons.append(f"memory.{key} is read when a server starts; restart it to apply it")
     return reasons
 
 

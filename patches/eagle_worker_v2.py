@@ -1,0 +1,88 @@
+"""speculative/eagle_worker_v2.py, SGLang 0.5.17: γ=0 does no draft work, and drafts come back caught up.
+
+At γ=0 SGLang still runs the draft over every new token, after decoding and after prompts, to keep its cache complete.
+Here nothing runs; draft/upkeep.py notes what is missing and fills it in before the next drafts. Only where γ is
+Nightjar's to choose, among candidates that include 0.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from sglang_nightjar.draft import plain_decode, upkeep
+from sglang_nightjar.patches.seams import Seam
+
+ROLES = ("scheduler",)
+
+_MODULE = "sglang.srt.speculative.eagle_worker_v2"
+_FORWARD = f"{_MODULE}:EAGLEWorkerV2.forward_batch_generation"
+_AFTER_PREFILL = f"{_MODULE}:EagleDraftWorker._draft_extend_for_prefill"
+_AFTER_DECODE = f"{_MODULE}:EagleDraftWorker._draft_extend_for_decode"
+_PREPARE_VERIFY = "sglang.srt.speculative.eagle_utils:eagle_prepare_for_verify"
+_UNFINISHED = "sglang.srt.mem_cache.radix_cache:RadixCache.cache_unfinished_req"
+
+SEAMS = (
+    Seam(_FORWARD, ("batch", "on_publish", "grammar_barrier"), "hook", "to catch up before drafts"),
+    Seam(
+        _AFTER_PREFILL,
+        ("batch", "target_hidden_states", "next_token_ids", "mm_input_embeds"),
+        "hook",
+        "or γ=0 runs the draft over every prompt",
+    ),
+    Seam(_AFTER_DECODE, ("batch", "batch_result"), "hook", "or γ=0 runs the draft over every token"),
+    Seam(
+        _PREPARE_VERIFY,
+        ("verify_input", "req_to_token_pool", "batch", "target_worker"),
+        "hook",
+        "or γ=0 verifies a chain of one token instead of decoding",
+    ),
+    Seam(_UNFINISHED, ("req", "chunked"), "hook", "to notice that a request's slots were exchanged"),
+)
+
+
+def catch_up_first(worker: Any, batch: Any, *_rest: Any, **_named: Any) -> None:
+    if upkeep.current is not None and batch.forward_mode.is_decode():
+        upkeep.current.before_decode(batch)
+
+
+def extend_after_prefill(
+    original: Callable[..., Any], worker: Any, batch: Any, hidden: Any, next_tokens: Any, mm: Any = None
+) -> Any:
+    if upkeep.current is None or batch.forward_mode.is_idle():
+        return original(worker, batch, hidden, next_tokens, mm)
+    return upkeep.current.extend_after_prefill(
+        lambda *arguments: original(worker, *arguments), batch, hidden, next_tokens, mm
+    )
+
+
+def extend_after_decode(original: Callable[..., None], worker: Any, batch: Any, result: Any) -> None:
+    if upkeep.current is None or batch.forward_mode.is_idle():
+        original(worker, batch, result)
+        return
+    steps = worker.speculative_num_steps
+    upkeep.current.extend_after_decode(lambda *arguments: original(worker, *arguments), batch, result, steps)
+
+
+def decode_plainly(
+    original: Callable[..., Any], verify_input: Any, req_to_token_pool: Any, batch: Any, target_worker: Any
+) -> Any:
+    if upkeep.current is None or not plain_decode.is_possible(verify_input, req_to_token_pool, batch, target_worker):
+        return original(verify_input, req_to_token_pool, batch, target_worker)
+    return plain_decode.prepare(verify_input, req_to_token_pool, batch, target_worker)
+
+
+def slots_changed(_result: None, _cache: Any, req: Any, *_rest: Any, **_named: Any) -> None:
+    if upkeep.current is not None:
+        upkeep.current.slots_changed(req.req_pool_idx)
+
+
+def apply() -> None:
+    for target, hook, kind in (
+        (_FORWARD, catch_up_first, HookType.BEFORE),
+        (_AFTER_PREFILL, extend_after_prefill, HookType.AROUND),
+        (_AFTER_DECODE, extend_after_decode, HookType.AROUND),
+        (_PREPARE_VERIFY, decode_plainly, HookType.AROUND),
+        (_UNFINISHED, slots_changed, HookType.AFTER),
+    ):
+        HookRegistry.register(target.replace(":", "."), hook, kind)

@@ -1,0 +1,140 @@
+"""Coming back: the draft's cache is filled for the positions that running requests gained without it.
+
+It happens in front of a decode iteration that wants drafts, in pieces of bounded size, the longest-running request
+first; as long as something is missing the iteration decodes without drafts. The last piece of each request leaves the
+state from which its next draft starts, exactly as after a prefill.
+"""
+
+from typing import Any
+
+import torch
+
+from sglang_nightjar.draft.coverage import Coverage
+from sglang_nightjar.draft.extend import Piece, draft_extend, slots_of, target_states
+from sglang_nightjar.draft.journal import Journal
+from sglang_nightjar.draft.stopwatch import Stopwatch
+
+#: Positions that one iteration fills from the journal, and how many computing one anew by the target counts for.
+TOKENS_PER_STEP = 256
+RECOMPUTE_WEIGHT = 8
+
+
+class CatchUp:
+    """Fills what is missing, for the requests of one batch at a time.
+
+    Attributes:
+        steps, tokens, recomputed: pieces of work, positions filled, and those of them whose hidden states were no
+            longer in the journal; since the start.
+        watch: how long it takes to make a batch ready, from the journal alone.
+    """
+
+    def __init__(self, worker: Any, coverage: Coverage, journal: Journal, tokens_per_step: int = TOKENS_PER_STEP):
+        self.steps = self.tokens = self.recomputed = 0
+        self.watch = Stopwatch(worker.device)
+        self._worker = worker
+        self._coverage = coverage
+        self._journal = journal
+        self._tokens_per_step = tokens_per_step
+
+    def missing(self, batch: Any) -> dict[int, list[tuple[int, int]]]:
+        """By index in the batch, the runs of positions that the draft has to write; only requests that have some."""
+        coverage = self._coverage
+        rows = batch.req_pool_indices_cpu.numpy()
+        if not coverage.used or not (coverage.lag[rows].any() or coverage.uncertain[rows].any() or coverage.holes):
+            return {}
+        lengths = (batch.seq_lens_cpu if batch.seq_lens_cpu is not None else batch.seq_lens.cpu()).tolist()
+        for index in coverage.uncertain[rows].nonzero()[0]:
+            coverage.recount(int(rows[index]), slots_of(batch, Piece(int(index), 0, lengths[index])))
+        found = {index: coverage.missing(int(row), lengths[index]) for index, row in enumerate(rows)}
+        return {index: runs for index, runs in found.items() if runs}
+
+    def step(self, batch: Any) -> bool:
+        """One bounded piece of work for the requests of ``batch``, before it decodes; True if nothing is missing."""
+        missing = self.missing(batch)
+        if not missing:
+            return True
+        self.steps += 1
+        before, recomputed = self.tokens, self.recomputed
+        self.watch.start()
+        # Every iteration that has to wait adds a position to each request.
+        budget = max(self._tokens_per_step, 4 * len(batch.reqs))
+        lengths = (batch.seq_lens_cpu if batch.seq_lens_cpu is not None else batch.seq_lens.cpu()).tolist()
+        while missing and budget > 0:
+            pieces, budget = self._choose(batch, missing, budget)
+            if not pieces:
+                break
+            self._fill(batch, pieces, lengths)
+            missing = self.missing(batch)
+        self.watch.stop(self.tokens - before, ends=not missing, counts=self.recomputed == recomputed)
+        return not missing
+
+    def _choose(self, batch: Any, missing: dict[int, list[tuple[int, int]]], budget: int) -> tuple[list[Piece], int]:
+        """The next piece of each request, in their order in the batch, for at most ``budget``; and what is left of it.
+
+        A piece is all in the journal, or all not.
+        """
+        chosen: list[Piece] = []
+        for index, found in missing.items():
+            if budget <= 0:
+                break
+            first, last = found[0]
+            piece = Piece(index, first, min(last, first + budget))
+            present = self._journal.find(slots_of(batch, piece)).present
+            kept = bool(present[0])
+            changes = torch.nonzero(present != kept).flatten()
+            length = int(changes[0]) if len(changes) else len(piece)
+            weight = 1 if kept else RECOMPUTE_WEIGHT
+            length = min(length, max(1, budget // weight))
+            chosen.append(Piece(index, first, first + length))
+            budget -= length * weight
+        return chosen, budget
+
+    def _fill(self, batch: Any, pieces: list[Piece], lengths: list[int]) -> None:
+        """Run the draft over ``pieces``; where a request is complete then, its next draft starts from there."""
+        spans = [slots_of(batch, piece) for piece in pieces]
+        slots = torch.cat(spans)
+        found = self._journal.find(slots)
+        if bool(found.present.all()):
+            hidden, tokens = self._journal.read(found.numbers)
+        else:
+            parts = [self._states(batch, piece, span) for piece, span in zip(pieces, spans, strict=True)]
+            hidden = torch.cat([part[0] for part in parts])
+            tokens = torch.cat([part[1] for part in parts])
+        output = draft_extend(self._worker.draft_worker, batch, pieces, slots, hidden, tokens)
+        self._coverage.wrote(slots)
+        rows = batch.req_pool_indices_cpu
+        for piece in pieces:
+            self._coverage.filled(int(rows[piece.index]), (piece.first, piece.last), lengths[piece.index])
+        self.tokens += len(slots)
+        ended = [number for number, piece in enumerate(pieces) if piece.last == lengths[piece.index]]
+        if ended:
+            _start_drafting_from(batch.spec_info, [pieces[number].index for number in ended], ended, output)
+
+    def _states(self, batch: Any, piece: Piece, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states of ``piece``, and the tokens after its positions."""
+        found = self._journal.find(slots)
+        if bool(found.present.all()):
+            return self._journal.read(found.numbers)
+        self.recomputed += len(piece)
+        req = batch.reqs[piece.index]
+        known = [*req.origin_input_ids, *req.output_ids][piece.first : piece.last + 1]
+        ids = torch.tensor(known, dtype=torch.int64).to(slots.device)
+        after = ids[1 : len(piece) + 1]
+        if len(after) < len(piece):
+            # The newest token has not come to the host yet.
+            after = torch.cat([after, batch.spec_info.bonus_tokens[piece.index : piece.index + 1].to(torch.int64)])
+        hidden = target_states(self._worker.target_worker.model_runner, batch, piece, ids[: len(piece)])
+        return hidden, after
+
+
+def _start_drafting_from(draft_input: Any, indices: list[int], ended: list[int], output: Any) -> None:
+    """Set what the next draft of the requests ``indices`` starts from; ``ended`` are their rows of ``output``."""
+    from_rows = torch.tensor(ended, device=draft_input.topk_index.device)
+    to_rows = torch.tensor(indices, device=draft_input.topk_index.device)
+    top = torch.argmax(output.next_token_logits[from_rows], dim=-1, keepdim=True)
+    draft_input.topk_index = draft_input.topk_index.index_copy(0, to_rows, top.to(draft_input.topk_index.dtype))
+    ones = torch.ones_like(top, dtype=draft_input.topk_p.dtype)
+    draft_input.topk_p = draft_input.topk_p.index_copy(0, to_rows, ones)
+    if output.hidden_states is not None:
+        states = output.hidden_states[from_rows].to(draft_input.hidden_states.dtype)
+        draft_input.hidden_states = draft_input.hidden_states.index_copy(0, to_rows, states)

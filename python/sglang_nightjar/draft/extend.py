@@ -1,0 +1,147 @@
+"""Forward passes over past positions of running requests: the draft's, to fill its cache, and the target's, to get its
+hidden states once more where they were not kept."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sglang_nightjar.patches.seams import Seam
+
+_BATCH = "sglang.srt.managers.schedule_batch:ScheduleBatch"
+
+SEAMS = (
+    Seam(
+        "sglang.srt.model_executor.forward_batch_info:ForwardBatch.init_new",
+        ("batch", "model_runner", "capture_hidden_mode", "return_hidden_states_before_norm"),
+        "call",
+        "to fill the draft's cache for positions that it missed",
+    ),
+    Seam(
+        "sglang.srt.speculative.eagle_info:EagleDraftExtendInput",
+        None,
+        "call",
+        "to hand hidden states to the draft",
+    ),
+    *(
+        Seam(f"{_BATCH}.{name}", None, "field", "to extend a part of a batch's requests")
+        for name in ("req_pool_indices", "seq_lens", "out_cache_loc", "sampling_info", "prefix_lens", "extend_lens")
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Positions [first, last) of the request that is number ``index`` in its batch."""
+
+    index: int
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+def slots_of(batch: Any, piece: Piece) -> torch.Tensor:
+    """The KV slots of ``piece``, int64 ``[len(piece)]``."""
+    row = int(batch.req_pool_indices_cpu[piece.index])
+    return batch.req_to_token_pool.req_to_token[row, piece.first : piece.last].to(torch.int64)
+
+
+def draft_extend(
+    draft_worker: Any,
+    batch: Any,
+    pieces: Sequence[Piece],
+    slots: torch.Tensor,
+    hidden: torch.Tensor,
+    tokens: torch.Tensor,
+) -> Any:
+    """Run the draft over ``pieces``, at most one per request.
+
+    Args:
+        draft_worker: SGLang's ``EagleDraftWorker``.
+        batch: the ``ScheduleBatch`` that the pieces' requests are in; left unchanged.
+        slots, hidden, tokens: of the pieces' positions, end to end: KV slots int64 ``[n]``, the target's hidden states
+            ``[n, width]``, and the tokens *after* the positions, int64 ``[n]``.
+
+    Returns:
+        SGLang's ``LogitsProcessorOutput`` with logits and hidden states of each piece's last position.
+    """
+    from sglang.srt.layers.moe.utils import speculative_moe_a2a_backend_context, speculative_moe_backend_context
+    from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+    from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
+
+    info = EagleDraftExtendInput(hidden_states=hidden, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1)
+    sub = _sub_batch(batch, pieces, slots, tokens, info)
+    with (
+        draft_worker.draft_tp_context(draft_worker.draft_runner.tp_group),
+        speculative_moe_backend_context(),
+        speculative_moe_a2a_backend_context(),
+    ):
+        return _forward(draft_worker.draft_runner, sub, CaptureHiddenMode.LAST)
+
+
+def target_states(target_runner: Any, batch: Any, piece: Piece, tokens: torch.Tensor) -> torch.Tensor:
+    """The target's hidden states ``[len(piece), width]`` of positions whose KV it has; ``tokens`` int64 at them.
+
+    What the target writes goes to the padding slot, so its own cache stays as it is, bit for bit.
+    """
+    from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+
+    sub = _sub_batch(batch, [piece], torch.zeros_like(tokens), tokens, None)
+    sub.sampling_info = None
+    return _forward(target_runner, sub, CaptureHiddenMode.FULL).hidden_states
+
+
+def _forward(runner: Any, batch: Any, capture: Any) -> Any:
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+
+    forward_batch = ForwardBatch.init_new(
+        batch, runner, capture_hidden_mode=capture, return_hidden_states_before_norm=False
+    )
+    forward_batch.return_logprob = False
+    return runner.forward(forward_batch).logits_output
+
+
+def _sub_batch(batch: Any, pieces: Sequence[Piece], slots: torch.Tensor, tokens: torch.Tensor, info: Any) -> Any:
+    """A ``ScheduleBatch`` that extends the requests of ``pieces`` by them."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    device = batch.seq_lens.device
+    chosen_cpu = torch.tensor([piece.index for piece in pieces], dtype=torch.int64)
+    chosen = chosen_cpu.to(device)
+    ends = torch.tensor([piece.last for piece in pieces], dtype=torch.int64)
+    sub = copy.copy(batch)
+    sub.forward_mode = ForwardMode.EXTEND
+    sub.reqs = [batch.reqs[piece.index] for piece in pieces]
+    sub.input_ids = tokens
+    sub.out_cache_loc = slots
+    sub.req_pool_indices = batch.req_pool_indices[chosen]
+    sub.req_pool_indices_cpu = batch.req_pool_indices_cpu[chosen_cpu]
+    sub.seq_lens_cpu, sub.seq_lens = ends, ends.to(device)
+    sub.orig_seq_lens = sub.seq_lens.to(torch.int32)
+    sub.seq_lens_sum = int(ends.sum())
+    sub.prefix_lens = [piece.first for piece in pieces]
+    sub.extend_lens = [len(piece) for piece in pieces]
+    sub.extend_num_tokens = sum(sub.extend_lens)
+    sub.extend_logprob_start_lens = list(sub.extend_lens)
+    sub.extend_input_logprob_token_ids = None
+    sub.return_logprob = sub.has_grammar = False
+    sub.multimodal_inputs = [None] * len(pieces)
+    sub.top_logprobs_nums = [0] * len(pieces)
+    sub.token_ids_logprobs = [None] * len(pieces)
+    sub.sampling_info = _sampling_of(batch.sampling_info, chosen)
+    sub.spec_info = info
+    return sub
+
+
+def _sampling_of(info: Any, chosen: torch.Tensor) -> Any:
+    """What the draft's draws need of the chosen requests' sampling parameters."""
+    part = copy.copy(info)
+    for name in ("temperatures", "top_ps", "top_ks", "min_ps", "sampling_seed"):
+        value = getattr(info, name)
+        setattr(part, name, None if value is None else value[chosen])
+    part.penalizer_orchestrator = part.grammars = None
+    return part

@@ -1,0 +1,153 @@
+"""What an EAGLE draft would have read, kept while it is parked or away: the target's hidden states of new tokens.
+
+A ring of rows, found by KV slot: a slot's draft row depends on the target's state at that position and on the token
+after it, both known when the target computes the position. Rows outlive their request as long as the ring has room, so
+a prefix from the radix cache can be caught up too. A slot that is used again is simply written again.
+
+On a GPU the newest rows are on the device, in blocks; a full block is copied to pinned host memory on a stream of its
+own, long before its place is needed again. On a CPU there is one memory and no copy.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+#: Rows of the ring that stay on a GPU, in so many blocks.
+DEVICE_ROWS = 8192
+_BLOCKS = 8
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where slots are in the journal.
+
+    Attributes:
+        numbers: int64 ``[n]``, the rows' numbers; undefined where ``present`` is False.
+        present: bool ``[n]`` on the host.
+    """
+
+    numbers: torch.Tensor
+    present: torch.Tensor
+
+
+class Journal:
+    """A bounded journal.
+
+    Attributes:
+        capacity: rows that it can hold.
+        written: rows written since the start.
+    """
+
+    def __init__(
+        self, slots: int, width: int, dtype: torch.dtype, max_bytes: int, device: Any, device_rows: int = DEVICE_ROWS
+    ):
+        """For ``slots`` KV slots and hidden states ``[width]``; holds as many rows as fit into ``max_bytes``."""
+        self._row_bytes = width * dtype.itemsize + 2 * torch.int64.itemsize
+        self.capacity = max_bytes // self._row_bytes
+        self.written = 0
+        self._slots, self._width, self._dtype = slots, width, dtype
+        self._device = torch.device(device)
+        self._spills = self._device.type == "cuda" and self.capacity > device_rows
+        self._device_rows = device_rows if self._spills else self.capacity
+        self._allocated = False
+
+    def bytes(self) -> dict[str, int]:
+        """Bytes allocated: on the device, and on the host if that is another memory."""
+        if not self._allocated:
+            return {"device": 0, "host": 0}
+        host = self.capacity * self._width * self._dtype.itemsize if self._spills else 0
+        return {"device": self._device_rows * self._width * self._dtype.itemsize + self._index_bytes(), "host": host}
+
+    def write(self, slots: torch.Tensor, hidden: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Append positions: their slots int64 ``[n]``, hidden states ``[n, width]``, and the tokens after them."""
+        if not self.capacity:
+            return
+        if not self._allocated:
+            self._allocate()
+        if len(slots) > self.capacity:
+            # Of a prompt longer than the journal the end is kept: a request's beginning is computed anew first.
+            slots, hidden, tokens = (value[-self.capacity :] for value in (slots, hidden, tokens))
+        at = 0
+        while at < len(slots):
+            place, first = self.written % self._device_rows, self.written % self.capacity
+            count = min(len(slots) - at, self._device_rows - place, self.capacity - first)
+            if self._spills:
+                count = min(count, self._block_rows - place % self._block_rows)
+                self._before_overwriting(place)
+            part = slice(at, at + count)
+            self._hidden[place : place + count] = hidden[part]
+            self._tokens[first : first + count] = tokens[part]
+            self._owner[first : first + count] = slots[part]
+            self._place[slots[part]] = torch.arange(first, first + count, device=self._device)
+            self.written += count
+            at += count
+            if self._spills and self.written % self._block_rows == 0:
+                self._spill(place // self._block_rows)
+
+    def find(self, slots: torch.Tensor) -> Found:
+        """Look int64 ``[n]`` slots up. Waits for the device."""
+        if not self._allocated:
+            return Found(slots, torch.zeros(len(slots), dtype=torch.bool))
+        places = self._place[slots]
+        present = (places >= 0) & (self._owner[places] == slots)
+        return Found(places, present.cpu())
+
+    def read(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states ``[n, width]`` and tokens int64 ``[n]`` of rows that `find` found, on the device."""
+        tokens = self._tokens[numbers]
+        if not self._spills:
+            return self._hidden[numbers], tokens
+        # A row's age says where it is: the newest rows are still on the device.
+        age = (self.written - 1 - numbers) % self.capacity
+        near = age < self._device_rows - self._block_rows
+        # Rows that are both here and there: the place on the device follows from the row's number since the start.
+        hidden = self._hidden[(self.written - 1 - age) % self._device_rows]
+        far = torch.nonzero(~near).flatten()
+        if len(far):
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+            self._stream.synchronize()
+            hidden[far] = self._host[numbers[far].cpu()].to(self._device, non_blocking=True)
+        return hidden, tokens
+
+    def moved(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Slots ``source`` now live in ``target``; the two have no slot in common."""
+        if not self._allocated:
+            return
+        places = self._place[source]
+        held = (places >= 0) & (self._owner[places] == source)
+        self._place[target] = torch.where(held, places, -1)
+        self._owner[places[held]] = target[held]
+
+    def _allocate(self) -> None:
+        self._allocated = True
+        rows = (self._device_rows, self._width)
+        self._hidden = torch.empty(rows, dtype=self._dtype, device=self._device)
+        self._tokens = torch.zeros(self.capacity, dtype=torch.int64, device=self._device)
+        self._owner = torch.full((self.capacity,), -1, dtype=torch.int64, device=self._device)
+        self._place = torch.full((self._slots,), -1, dtype=torch.int64, device=self._device)
+        if self._spills:
+            self._block_rows = self._device_rows // _BLOCKS
+            # Whole blocks, so that a block never wraps around the end of the host's ring.
+            self.capacity -= self.capacity % self._block_rows
+            self._host = torch.empty((self.capacity, self._width), dtype=self._dtype, pin_memory=True)
+            self._stream = torch.cuda.Stream(self._device)
+            self._copied = [torch.cuda.Event() for _ in range(_BLOCKS)]
+
+    def _index_bytes(self) -> int:
+        return sum(t.numel() * t.itemsize for t in (self._tokens, self._owner, self._place))
+
+    def _before_overwriting(self, place: int) -> None:
+        if place % self._block_rows == 0 and self.written >= self._device_rows:
+            torch.cuda.current_stream(self._device).wait_event(self._copied[place // self._block_rows])
+
+    def _spill(self, block: int) -> None:
+        """Copy a full block to the host, behind what writes it and beside what follows."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        first = block * self._block_rows
+        at = (self.written - self._block_rows) % self.capacity
+        with torch.cuda.stream(self._stream):
+            self._host[at : at + self._block_rows].copy_(
+                self._hidden[first : first + self._block_rows], non_blocking=True
+            )
+            self._copied[block].record(self._stream)

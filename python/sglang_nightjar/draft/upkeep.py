@@ -1,0 +1,204 @@
+"""The draft's part of the KV cache: kept up while drafts are wanted, left alone while γ=0, made good afterwards.
+
+One per scheduler, called by the hooks of patches/eagle_worker_v2.py. γ=0 means no draft work at all: the target decodes
+plainly, what the draft misses is journalled, and its slots are marked. When drafts are wanted again the requests of
+the batch are caught up first.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sglang_nightjar.agent.link import rate_limited
+from sglang_nightjar.agent.selector import GammaSelector
+from sglang_nightjar.core.switch_costs import SwitchCosts
+from sglang_nightjar.draft.catch_up import CatchUp
+from sglang_nightjar.draft.coverage import Coverage
+from sglang_nightjar.draft.journal import Journal
+from sglang_nightjar.draft.reserve import Reserve
+from sglang_nightjar.patches.seams import Seam
+
+logger = logging.getLogger(__name__)
+
+_UTILS = "sglang.srt.speculative.eagle_utils"
+
+SEAMS = (
+    Seam(f"{_UTILS}:_eagle_prefill_tail_tokens", ("batch", "next_token_ids"), "call", "tokens after a prompt's end"),
+    Seam(f"{_UTILS}:get_draft_recurrent_hidden_state_spec", ("model_runner",), "call", "shape of the draft's state"),
+    Seam(f"{_UTILS}:get_draft_input_from_target_hidden_dim", ("model_runner",), "call", "width of the journal"),
+    Seam("sglang.srt.speculative.eagle_info:EagleDraftInput", None, "call", "to go on without the draft's output"),
+)
+
+
+class Upkeep:
+    """What the draft's cache has, what it lacks, and where that is kept.
+
+    Attributes:
+        coverage, journal, catch_up, reserve: see their classes.
+        costs: what returns cost, by the profile and by those seen since.
+        failures: catch-ups that raised; each is a bug of ours.
+        available: whether the draft can run now; False while it is parked for long, or away. The state machine of the
+            draft's residency sets it. While it is False nothing is caught up and γ is 0.
+    """
+
+    def __init__(self, scheduler: Any, selector: GammaSelector, journal_bytes: int, costs: SwitchCosts | None = None):
+        """For a scheduler whose ``draft_worker`` is SGLang's ``EAGLEWorkerV2``; ``costs`` are what was profiled."""
+        from sglang.srt.speculative import eagle_utils
+
+        worker = scheduler.draft_worker
+        draft_worker = worker.draft_worker
+        runner = draft_worker.draft_runner
+        pool, rows = runner.token_to_kv_pool, draft_worker.req_to_token_pool.req_to_token.shape[0]
+        slots = pool.size + pool.page_size
+        self.available = True
+        self.failures = 0
+        self.coverage = Coverage(slots, rows, worker.device)
+        width = eagle_utils.get_draft_input_from_target_hidden_dim(runner)
+        self.journal = Journal(slots, width, runner.model_config.dtype, journal_bytes, worker.device)
+        self.catch_up = CatchUp(worker, self.coverage, self.journal)
+        self.costs = costs or SwitchCosts()
+        self.reserve = Reserve(selector, scheduler.enable_overlap)
+        self._selector = selector
+        self._scheduler = scheduler
+        self._topk = worker.topk
+        self._state_width, self._state_dtype = eagle_utils.get_draft_recurrent_hidden_state_spec(runner)
+        self._nothing: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def before_decode(self, batch: Any) -> None:
+        """Before a decode batch is launched: make it ready for drafts if it is to have some, or hold γ at 0."""
+        wanted = self._selector.decision.gamma_for(max(1, len(batch.reqs)))
+        self._selector.held = wanted > 0 and (self.reserve.gamma < wanted or not self._ready(batch))
+
+    def settle_reserve(self, batch: Any, fits: Callable[[], bool]) -> bool:
+        """Before a decode batch gets its slots: whether there are enough, which ``fits`` says for `Reserve.gamma`."""
+        return self.reserve.settle(len(batch.reqs), self.available, fits)
+
+    def extend_after_prefill(
+        self, original: Callable[..., Any], batch: Any, hidden: torch.Tensor, next_tokens: torch.Tensor, mm: Any
+    ) -> Any:
+        """In the place of ``EagleDraftWorker._draft_extend_for_prefill``; returns its ``EagleDraftInput``."""
+        rows, coverage = batch.req_pool_indices_cpu.tolist(), self.coverage
+        table = batch.req_to_token_pool.req_to_token
+        behind = coverage.any_stale([table[row, :n] for row, n in zip(rows, batch.prefix_lens, strict=True)])
+        # A draft's row depends on those before it, so a prompt behind stale slots waits for them.
+        if mm is not None or (self._wants_drafts(len(rows)) and not any(behind)):
+            coverage.wrote(batch.out_cache_loc)
+            for row, stale in zip(rows, behind, strict=True):
+                coverage.start(row, 0, stale)
+            return original(batch, hidden, next_tokens, mm)
+        self._note_prompt(batch, hidden, next_tokens)
+        for row, stale, length in zip(rows, behind, batch.extend_lens, strict=True):
+            coverage.start(row, length, stale)
+        return self._no_draft(next_tokens)
+
+    def extend_after_decode(self, original: Callable[..., Any], batch: Any, result: Any, steps: int) -> None:
+        """In the place of ``EagleDraftWorker._draft_extend_for_decode``, which completes ``result``."""
+        if steps:
+            self.coverage.wrote(batch.out_cache_loc)
+            original(batch, result)
+            return
+        slots = batch.out_cache_loc
+        self.journal.write(slots, result.logits_output.hidden_states, result.next_token_ids)
+        self.coverage.skipped(slots)
+        self.coverage.lag[batch.req_pool_indices_cpu.numpy()] += 1
+        stub, following = self._no_draft(result.next_token_ids), result.next_draft_input
+        following.topk_p, following.topk_index, following.hidden_states = (
+            stub.topk_p,
+            stub.topk_index,
+            stub.hidden_states,
+        )
+
+    def lag(self) -> tuple[int, int]:
+        """Positions that the draft's cache lacks of running requests: of the worst one, of all."""
+        running = self._scheduler.running_batch
+        return self.coverage.lags(running.req_pool_indices_cpu.numpy()) if running.reqs else (0, 0)
+
+    def moved(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """KV slots ``source`` (int64 ``[n]``) now live in ``target``."""
+        self.coverage.moved(source, target)
+        self.journal.moved(source, target)
+
+    def status(self) -> dict[str, Any]:
+        """For ``GET /nightjar/status``: plain JSON types."""
+        fixed, slope = self.costs.line()
+        return {
+            "lag_max": self.lag()[0],
+            "journal": {
+                "bytes": self.journal.bytes(),
+                "capacity": self.journal.capacity,
+                "written": self.journal.written,
+            },
+            "catch_up": {
+                "pieces": self.catch_up.steps,
+                "tokens": self.catch_up.tokens,
+                "recomputed": self.catch_up.recomputed,
+                "failures": self.failures,
+                "fixed_us": round(fixed / 1e3, 1),
+                "us_per_token": round(slope / 1e3, 3),
+            },
+            "without_slots": self.reserve.refused,
+        }
+
+    def slots_changed(self, row: int) -> None:
+        """The request in ``row`` was given slots of the radix cache for its own."""
+        if self.coverage.used:
+            self.coverage.uncertain[row] = True
+
+    def _ready(self, batch: Any) -> bool:
+        if not self.available:
+            return False
+        try:
+            is_ready = self.catch_up.step(batch)
+            for positions, ns in self.catch_up.watch.finished():
+                self.costs.observe(positions, ns)
+            return is_ready
+        except Exception as error:
+            # Without drafts the requests are served all the same.
+            self.failures += 1
+            rate_limited.warning("catching the draft up failed, γ stays 0: %r", error)
+            logger.debug("Nightjar: catching up failed", exc_info=True)
+            return False
+
+    def _wants_drafts(self, joining: int) -> bool:
+        return (
+            self.available
+            and self._selector.decision.gamma_for(max(1, len(self._scheduler.running_batch.reqs) + joining)) > 0
+        )
+
+    def _note_prompt(self, batch: Any, hidden: torch.Tensor, next_tokens: torch.Tensor) -> None:
+        """Journal a prompt; the token after each position is the next one, and after the last what was sampled."""
+        from sglang.srt.speculative.eagle_utils import _eagle_prefill_tail_tokens
+
+        tokens = torch.roll(batch.input_ids, -1)
+        ends = torch.tensor(batch.extend_lens, device=tokens.device).cumsum(0) - 1
+        tokens[ends] = _eagle_prefill_tail_tokens(batch, next_tokens)
+        self.journal.write(batch.out_cache_loc, hidden, tokens)
+        self.coverage.skipped(batch.out_cache_loc)
+
+    def _no_draft(self, bonus_tokens: torch.Tensor) -> Any:
+        """An ``EagleDraftInput`` of the right shapes from which nothing is ever drafted."""
+        from sglang.srt.speculative.eagle_info import EagleDraftInput
+
+        size = len(bonus_tokens)
+        if self._nothing is None or len(self._nothing[0]) < size:
+            device, room = bonus_tokens.device, 2 * size
+            self._nothing = (
+                torch.zeros(room, self._topk, device=device),
+                torch.zeros(room, self._topk, dtype=torch.int64, device=device),
+                torch.zeros(room, self._state_width, dtype=self._state_dtype, device=device),
+            )
+        topk_p, topk_index, hidden = (tensor[:size] for tensor in self._nothing)
+        return EagleDraftInput(
+            topk_p=topk_p,
+            topk_index=topk_index,
+            hidden_states=hidden,
+            bonus_tokens=bonus_tokens,
+            num_tokens_per_req=1,
+            num_tokens_for_logprob_per_req=1,
+        )
+
+
+#: The upkeep of this process, if it is a scheduler whose γ is Nightjar's to choose.
+current: Upkeep | None = None

@@ -1,0 +1,1 @@
+"""What this machine was measured to do: `nightjar profile` writes it, servers read it when they start."""

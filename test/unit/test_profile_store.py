@@ -1,0 +1,31 @@
+"""The profile's file: found again, and never a reason not to start."""
+
+from pathlib import Path
+
+import pytest
+
+from sglang_nightjar.core.switch_costs import SwitchCosts
+from sglang_nightjar.profile import store
+
+KEY = ("target", "draft", "cpu", 1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTJAR_CACHE", str(tmp_path))
+
+
+def test_what_was_saved_is_loaded_for_the_same_models_and_machine() -> None:
+    costs = SwitchCosts()
+    costs.observe(100, 5e6)
+    store.save(KEY, costs, [{"lag": 100, "batch_size": 1, "ms": 5.0}])
+    assert store.load(KEY) == costs
+    assert store.load(("target", "draft", "another machine", 1)) == SwitchCosts()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"switch_costs": {"weight": "x"}}', '{"switch_costs": {"z": 1}}'])
+def test_a_damaged_file_says_nothing(text: str) -> None:
+    path = store.path_of(KEY)
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert store.load(KEY) == SwitchCosts()
