@@ -175,7 +175,7 @@ class LatencyModel:
         gram = scaled.T @ weighted + np.diag(deviation**-2.0)
         target = weighted.sum(0) + mean * deviation**-2.0
         start = self.parameters if self.parameters.any() else mean
-        self.parameters = _nonnegative(gram, target, start)
+        self.parameters = nonnegative(gram, target, start)
         return np.asarray(np.linalg.inv(gram))
 
     def state(self) -> dict[str, Any]:
@@ -213,14 +213,14 @@ def _features(size: Any, gamma: Any) -> np.ndarray:
     return np.column_stack([*columns, np.zeros_like(size)]).astype(float)
 
 
-def _nonnegative(gram: np.ndarray, target: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """argmin of x'Gx - 2t'x over x >= 0, by coordinate descent."""
+def nonnegative(gram: np.ndarray, target: np.ndarray, start: np.ndarray, sweeps: int = 60) -> np.ndarray:
+    """argmin of x'Gx - 2t'x over x >= 0, by at most so many sweeps of coordinate descent."""
     scale = 1.0 / np.sqrt(np.diag(gram))
     matrix = (gram * scale[:, None] * scale[None, :]).tolist()
     goal = (target * scale).tolist()
     x = (start / scale).tolist()
     size = len(goal)
-    for _ in range(60):
+    for _ in range(sweeps):
         moved = 0.0
         for i in range(size):
             row = matrix[i]
@@ -228,6 +228,6 @@ def _nonnegative(gram: np.ndarray, target: np.ndarray, start: np.ndarray) -> np.
             new = max(0.0, x[i] + gradient)
             moved = max(moved, abs(new - x[i]))
             x[i] = new
-        if moved < 1e-4 * max(map(abs, x)) or not math.isfinite(moved):
+        if moved < 0.006 / sweeps * max(map(abs, x)) or not math.isfinite(moved):
             break
     return np.array(x) * scale

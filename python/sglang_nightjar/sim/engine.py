@@ -26,6 +26,8 @@ _RESIDENT = Residency.RESIDENT
 class Engine:
     """A replica and its virtual clock.
 
+    With ``oracle`` it runs the best γ whatever ``policy`` says, and moves of its draft are free: what no policy can do.
+
     Attributes:
         now: ns; the end of the last iteration.
         queue: requests that wait.
@@ -33,9 +35,17 @@ class Engine:
         meter: what is counted.
     """
 
-    def __init__(self, setup: Setup, replica: int, policy: Policy, seed: int, finished: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        replica: int,
+        policy: Policy,
+        seed: int,
+        finished: Callable[[int], None],
+        oracle: bool = False,
+    ) -> None:
         self.setup, self.settings, self.costs = setup, setup.engine, setup.costs
-        self.policy, self.finished = policy, finished
+        self.policy, self.finished, self._oracle = policy, finished, oracle
         self.hello = setup.hello(replica)
         self.sender = self.hello.sender
         self.now = 0
@@ -164,12 +174,12 @@ class Engine:
         while self._pending and self._pending[0][0] <= self._iteration:
             self._decide(self._pending.popleft()[1], delayed=False)
         self._iteration += 1
-        wanted = self._gamma_for(self.size)
+        if self.now >= self._survival_until:
+            self._update_survival()
+        wanted = self._best_gamma() if self._oracle else self._gamma_for(self.size)
         gamma, extra = (wanted, 0.0) if self._settled(wanted) else self._move(wanted)
         self._make_room(gamma)
         size, context = self.size, self._context
-        if self.now >= self._survival_until:
-            self._update_survival()
         if gamma:
             hits = self._draw(size) < self._survival_rows(gamma)
             accepted = tuple(np.add.reduce(hits, 0).tolist())
@@ -216,6 +226,9 @@ class Engine:
             return
         self._decision = decision
         self._plan_gamma = {}
+
+    def _best_gamma(self) -> int:
+        return self.settings.candidates[self.meter.best(self._kinds, self.size, self._context, 0)[0]]
 
     def _gamma_for(self, size: int) -> int:
         gamma = self._plan_gamma.get(size)
@@ -283,7 +296,7 @@ class Engine:
 
     def _settled(self, gamma: int) -> bool:
         """Nothing of the draft has to move."""
-        if not self.settings.draft.parks:
+        if not self.settings.draft.parks or self._oracle:
             return True
         assert self._decision is not None
         return self._machine.state is _RESIDENT and gamma > 0 and self._decision.residency == "device"

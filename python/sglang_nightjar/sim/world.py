@@ -61,14 +61,16 @@ def simulate(
     drain: bool = False,
     iterations: int | None = None,
     mark: int = 0,
+    oracle: bool = False,
 ) -> Result:
     """Run ``load`` on ``replicas`` of ``setup`` under ``policy``.
 
     It ends with the load; ``drain``: when all requests have their answers; or after so many decode ``iterations``.
     Requests go to the replica with the fewest. The load does not depend on ``policy``, but for a closed loop's pace.
+    ``oracle``: the best γ of each moment instead of the policy's.
     """
     source = make(load, setup.acceptance.shares(), seed)
-    engines = [Engine(setup, index, policy, seed, source.finished) for index in range(replicas)]
+    engines = [Engine(setup, index, policy, seed, source.finished, oracle) for index in range(replicas)]
     engines[0].meter.mark = mark
     end_ns = NEVER if drain else load.duration_ns
     _run(engines, source, policy, end_ns, NEVER if iterations is None else iterations)

@@ -1,0 +1,178 @@
+"""A simulated server from a real one's decision log: costs, noise, acceptance and limits."""
+
+from __future__ import annotations
+
+import gzip
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from sglang_nightjar.core import wire
+from sglang_nightjar.core.latency_model import nonnegative
+from sglang_nightjar.core.messages import Hello, Message, Residency, Telemetry, TelemetryBatch
+from sglang_nightjar.errors import ConfigError
+from sglang_nightjar.policy.replay import files_of, messages
+from sglang_nightjar.sim.acceptance import Acceptance, RequestClass
+from sglang_nightjar.sim.costs import Costs, Table
+from sglang_nightjar.sim.setup import EngineSettings, Setup
+
+_KNOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096)
+#: Besides the target's table: speculation, draft steps, drafted rows, requests, context.
+_OTHERS = 5
+_FEWEST = 50
+_OUTLIER = 3.0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Attributes:
+    setup: the server.
+    iterations: how many were used.
+    error: median and 95th percentile of the relative error of the cells' medians, by iterations.
+    prompt_tokens: mean prompt.
+    """
+
+    setup: Setup
+    iterations: int
+    error: tuple[float, float]
+    prompt_tokens: float
+
+
+def fit(log: Path, name: str = "") -> Fit:
+    """Fit the log at ``log`` (also .gz). Raises ConfigError if it holds too little."""
+    hello, records = _read(log)
+    plain = [r for r in records if not r.prefill_tokens and r.committed and r.residency == Residency.RESIDENT]
+    if hello is None or len(plain) < _FEWEST or len({(r.batch_size, r.gamma) for r in plain}) < 3:
+        raise ConfigError(
+            f"{log}: {len(plain)} decode iterations of {len({(r.batch_size, r.gamma) for r in plain})} kinds; at least "
+            f"{_FEWEST} of 3 batch sizes or γ are needed (log.telemetry must be true)"
+        )
+    cells = defaultdict(list)
+    for record in plain:
+        cells[record.batch_size, record.gamma].append((record.iteration_ns, record.context_tokens))
+    keys = list(cells)
+    ns = np.array([np.median([took for took, _ in cells[key]]) for key in keys])
+    context = np.array([np.mean([tokens for _, tokens in cells[key]]) for key in keys])
+    weight = np.array([float(len(cells[key])) for key in keys])
+    costs = _costs(np.array(keys, float), ns, context, weight)
+    ratio = np.array([r.iteration_ns / costs.decode_ns(r.batch_size, r.gamma, r.context_tokens) for r in plain])
+    usual = ratio[ratio < _OUTLIER]
+    outliers = ratio[ratio >= _OUTLIER]
+    found = np.log(np.maximum(usual, 1e-3))
+    noise = float(1.4826 * np.median(np.abs(found - np.median(found))))
+    cell_error = np.abs(
+        ns / [costs.decode_ns(int(size), int(g), c) for (size, g), c in zip(keys, context, strict=True)] - 1
+    )
+    order = np.argsort(cell_error)
+    at = np.cumsum(weight[order]) / weight.sum()
+    error = tuple(float(cell_error[order][np.searchsorted(at, share)]) for share in (0.5, 0.95))
+    prefill, prompt = _prefill(records, costs)
+    made = Costs(
+        costs.target, costs.draft, prefill, costs.speculative_ns, costs.request_ns, costs.context_ns,
+        noise=round(min(2.0, noise), 4), outlier_share=round(min(0.5, len(outliers) / len(ratio)), 5),
+        outlier_factor=round(float(np.median(outliers)), 2) if len(outliers) else 10.0,
+    )  # fmt: skip
+    engine = EngineSettings(
+        hello.candidates, hello.start_gamma, min(hello.max_batch_size, 4096), max(1, hello.kv_tokens),
+        hello.kv_tokens_without_draft,
+    )  # fmt: skip
+    source = f"fitted to {len(plain)} iterations of {log.name}"
+    setup = Setup(
+        made, _acceptance(records, hello.candidates[-1]), engine, name or log.name.partition(".")[0], source,
+        Path(hello.target).name, Path(hello.draft).name, hello.hardware,
+    )  # fmt: skip
+    return Fit(setup, len(plain), (error[0], error[1]), prompt)
+
+
+def _read(log: Path) -> tuple[Hello | None, list[Telemetry]]:
+    hello, records = None, []
+    for message in _gzipped(log) if log.suffix == ".gz" else messages(files_of(log), [0]):
+        if isinstance(message, Hello):
+            hello = message
+        elif isinstance(message, TelemetryBatch):
+            records += message.records
+    return hello, records
+
+
+def _gzipped(log: Path) -> Iterator[Message]:
+    try:
+        with gzip.open(log) as lines:
+            for line in lines:
+                entry = orjson.loads(line)
+                if "frame" in entry and "to" not in entry:
+                    yield wire.decode(orjson.dumps(entry["frame"]))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{log}: {error}") from None
+
+
+def _costs(keys: np.ndarray, ns: np.ndarray, context: np.ndarray, weight: np.ndarray) -> Costs:
+    size, gamma = keys[:, 0], keys[:, 1]
+    rows = size * (gamma + 1)
+    # Segments of the table only where there are readings on both sides.
+    knots = [1.0, *(float(k) for k in _KNOTS[1:] if (rows <= k).any() and k < rows.max())]
+    ends = [*knots[1:], np.inf]
+    segments = [np.clip(rows, start, end) - start for start, end in zip(knots, ends, strict=True)]
+    others = [gamma > 0, gamma, gamma * size, size, context]
+    table = np.column_stack([np.ones_like(rows), *segments, *others]).astype(float)
+    scale = np.abs(table).max(0) + 1e-12
+    scaled = table / scale / ns[:, None]
+    weighted = scaled * weight[:, None]
+    gram = scaled.T @ weighted
+    # A touch of ridge decides where readings can't.
+    gram += 1e-4 * np.trace(gram) / len(gram) * np.eye(len(gram))
+    x = nonnegative(gram, weighted.sum(0), np.full(len(gram), 1e-6), 20_000) / scale
+    steps, (speculative, step, row, request, token) = x[1:-_OTHERS], x[-_OTHERS:]
+    points, value = [(1.0, float(x[0]))], float(x[0])
+    for index, start in enumerate(knots):
+        end = knots[index + 1] if index + 1 < len(knots) else max(float(rows.max()), start + 1)
+        value += float(steps[index]) * (end - start)
+        points.append((end, value))
+    most = float(max(2.0, size.max()))
+    return Costs(
+        target=tuple((rows, round(ns)) for rows, ns in points),
+        draft=((1.0, round(float(step + row))), (most, round(float(step + row * most)))),
+        speculative_ns=round(float(speculative)),
+        request_ns=round(float(request)),
+        context_ns=round(float(token), 2),
+    )
+
+
+def _prefill(records: list[Telemetry], costs: Costs) -> tuple[Table, float]:
+    """Time by prompt tokens, and the mean prompt, from the iterations that a prefill shared."""
+    shared = [(r, before) for before, r in zip(records, records[1:], strict=False) if r.prefill_tokens > 0]
+    if not shared:
+        return ((1.0, 0.0),), 0.0
+    tokens = np.array([r.prefill_tokens for r, _ in shared], float)
+    extra = np.array(
+        [max(0.0, r.iteration_ns - costs.decode_ns(r.batch_size, r.gamma, r.context_tokens)) for r, _ in shared]
+    )
+    # Robust line: medians of groups of like size.
+    order = np.argsort(tokens)
+    groups = np.array_split(order, min(12, len(order)))
+    x = np.array([tokens[group].mean() for group in groups])
+    y = np.array([np.median(extra[group]) for group in groups])
+    table = np.column_stack([np.ones_like(x), x / x.max()])
+    solved = nonnegative(table.T @ table + 1e-9 * np.eye(2), table.T @ y, np.array([1.0, 1.0]), 20_000)
+    slope = float(solved[1] / x.max())
+    most = float(max(2.0, tokens.max()))
+    joined = sum(max(0, r.running - before.running) for r, before in shared)
+    return (
+        ((1.0, round(float(solved[0] + slope))), (most, round(float(solved[0] + slope * most)))),
+        float(tokens.sum() / max(1, joined)),
+    )
+
+
+def _acceptance(records: list[Telemetry], longest: int) -> Acceptance:
+    hits, trials = np.zeros(max(1, longest)), np.zeros(max(1, longest))
+    for record in records:
+        before = record.batch_size
+        for position, count in enumerate(record.accepted):
+            trials[position] += before
+            hits[position] += count
+            before = count
+    rates = tuple(round(float(h / t), 4) if t else 0.0 for h, t in zip(hits, trials, strict=True))
+    return Acceptance((RequestClass(rates),))
