@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import yaml
 
 from sglang_nightjar.config import is_path
 from sglang_nightjar.errors import ConfigError
+from sglang_nightjar.policy.config_file import Config
 from sglang_nightjar.policy.loader import available, find
 
-#: Kinds of server. ``steered`` runs any policy; ``static-N`` has γ=N from SGLang's own flags.
-PLAIN, ADAPTIVE, STEERED = "plain", "adaptive", "steered"
+#: Kinds of server. ``steered`` runs any policy, ``keep`` too but never gives the draft's memory away; ``static-N`` has
+#: γ=N from SGLang's own flags.
+PLAIN, ADAPTIVE, STEERED, KEEP = "plain", "adaptive", "steered", "keep"
 
 #: Arms that everything is compared with.
 NONE, SGLANG_ADAPTIVE = "none", "sglang-adaptive"
 _STATIC = (1, 2, 3, 5)
 _NOT_ARMS_BY_THEMSELVES = ("off", "static", "table")
+_KEEP = "+keep"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def describe() -> dict[str, str]:
         SGLANG_ADAPTIVE: "SGLang's own rule, --speculative-adaptive",
     }
     policies = {name: text for name, text in available().items() if name not in _NOT_ARMS_BY_THEMSELVES}
-    return named | policies | {"FILE.py": "a policy of yours", "NAME:key=value,...": "a policy with parameters"}
+    forms = {"FILE.py": "a policy of yours", "NAME:key=value,...": "a policy with parameters"}
+    return named | policies | forms | {"POLICY+keep": "a policy whose draft never leaves the device"}
 
 
 def make(name: str) -> Arm:
@@ -75,6 +79,10 @@ def make(name: str) -> Arm:
         return Arm(name, f"static γ={gamma}", STEERED, {"name": "static", "params": {"gamma": gamma}})
     if name == "off":
         return Arm(name, "γ=0, draft loaded", STEERED, {"name": "off", "params": {}})
+    if name.endswith(_KEEP) and KEEP in kinds_of_policies():
+        arm = make(name.removesuffix(_KEEP))
+        if arm.server == STEERED:
+            return replace(arm, name=name, label=f"{arm.label}, draft kept", server=KEEP)
     policy, _, given = name.partition(":")
     where = "path" if is_path(policy) else "name"
     try:
@@ -82,6 +90,11 @@ def make(name: str) -> Arm:
     except ConfigError:
         raise ConfigError(f"--arms {name}: no such arm; there are {', '.join(describe())}") from None
     return Arm(name, name, STEERED, {where: policy, "params": _params(name, given)})
+
+
+def kinds_of_policies() -> tuple[str, ...]:
+    """Kinds of server that have a policy process."""
+    return (STEERED, KEEP) if any(field.name == "memory" for field in fields(Config)) else (STEERED,)
 
 
 def _gamma(name: str, prefix: str) -> int | None:

@@ -45,9 +45,9 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
 
 
 def _timeline(results: Results, scenario: str, folder: Path) -> Path:
-    """Load, γ, accepted length and throughput over time, means over repetitions."""
-    figure, axes = plt.subplots(4, 1, figsize=(9, 9), sharex=True, layout="constrained")
-    load, gamma, length, throughput = axes
+    """Load, γ, accepted length, throughput and KV cache over time, means over repetitions."""
+    figure, axes = plt.subplots(5, 1, figsize=(9, 11), sharex=True, layout="constrained")
+    load, gamma, length, throughput, cache = axes
     for arm in results.arms(scenario):
         runs = results.counted(scenario, arm)
         style = _style(results, arm)
@@ -55,6 +55,9 @@ def _timeline(results: Results, scenario: str, folder: Path) -> Path:
         throughput.plot(times, tokens, **style)
         times, inside = _mean_series([run["seconds"] for run in runs], "open")
         load.plot(times, inside, **style)
+        samples = [run["server_side"]["load"]["seconds"] for run in runs]
+        cache.plot(*_mean_series(samples, "kv_used"), **style)
+        cache.plot(*_mean_series(samples, "kv_capacity"), **style | {"linestyle": ":", "label": "_"})
         logs = [run["server_side"]["log"]["seconds"] for run in runs if "log" in run["server_side"]]
         if logs and not arm.startswith("static"):
             gamma.plot(*_mean_series(logs, "gamma"), **style)
@@ -71,7 +74,8 @@ def _timeline(results: Results, scenario: str, folder: Path) -> Path:
     gamma.set_ylabel("γ")
     length.set_ylabel("accepted length")
     throughput.set_ylabel("tokens/s")
-    throughput.set_xlabel("seconds")
+    cache.set_ylabel("KV tokens: used,\ncapacity (dotted)")
+    cache.set_xlabel("seconds")
     for panel in axes:
         _plain(panel)
         panel.set_ylim(bottom=0)

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "test"))
 from helpers.serving import Server, gamma_flags
 
 from bench.serve import budget
-from bench.serve.arms import ADAPTIVE, PLAIN, STEERED, Arm
+from bench.serve.arms import ADAPTIVE, KEEP, PLAIN, Arm, kinds_of_policies
 from bench.serve.settings import Settings
 from sglang_nightjar.observe.client import Client, ServerError
 
@@ -108,9 +108,13 @@ class Fleet:
         self._flush(server)
 
     def capacity(self, server: Server) -> tuple[int, int]:
-        """(requests that may run, tokens of KV cache), as the schedulers say, together."""
+        """(requests that may run, tokens of KV cache with the draft on the device), as all schedulers say together."""
         loads = server.get("/v1/loads?include=core")["loads"]
-        return sum(load["max_running_requests"] for load in loads), sum(load["max_total_num_tokens"] for load in loads)
+        tokens = sum(load["max_total_num_tokens"] for load in loads)
+        # Where a draft's memory can be lent to the cache, the cache of the moment says nothing.
+        ranks = Client(server.url, server.key).status()["ranks"]
+        base = sum(rank["kv"]["base"] for rank in ranks)
+        return sum(load["max_running_requests"] for load in loads), base or tokens
 
     def wanted_capacity(self, kind: str) -> tuple[int, int]:
         """What `capacity` has to be."""
@@ -118,7 +122,7 @@ class Fleet:
 
     def decision_log(self, kind: str) -> Path | None:
         """Where the server's policy process logs, if it has one."""
-        return self.folder / kind / "decisions.jsonl" if kind == STEERED else None
+        return self.folder / kind / "decisions.jsonl" if kind in kinds_of_policies() else None
 
     def _kv_tokens(self, kind: str) -> int:
         extra = 0
@@ -152,8 +156,11 @@ class Fleet:
             return [*flags, "--speculative-eagle-topk", "1", "--speculative-adaptive", "--nightjar-policy", "off"]
         if kind.startswith("static-"):
             return [*flags, *gamma_flags(int(kind.removeprefix("static-"))), "--nightjar-policy", "off"]
+        written: dict[str, Any] = {"log": {"path": str(folder / "decisions.jsonl"), "max_mb": 1000}}
+        if kind == KEEP:
+            written["memory"] = {"mode": "keep"}
         config = folder / "nightjar.json"
-        config.write_text(json.dumps({"log": {"path": str(folder / "decisions.jsonl"), "max_mb": 1000}}))
+        config.write_text(json.dumps(written))
         return [*flags, "--nightjar-config", str(config)]
 
     def _flush(self, server: Server) -> None:
