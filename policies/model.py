@@ -36,8 +36,8 @@ _STATE_VERSION = 1
 _MARGIN, _WORTH_A_TRY = 0.002, 0.01
 #: Iterations' worth of exploration that may be saved up, which is also what a new scheduler starts with.
 _MOST_CREDIT = 32.0
-#: Judged requests that a trial should give, and its shortest length.
-_TRIAL_REQUESTS, _SHORTEST_TRIAL = 24, 2
+#: Judged requests that a trial should give, its shortest length, and its longest one for noise.
+_TRIAL_REQUESTS, _SHORTEST_TRIAL, _LONGEST_TRIAL = 24, 2, 8
 _RESIDENT, _CATCHING_UP = Residency.RESIDENT, Residency.CATCHING_UP
 
 
@@ -295,7 +295,10 @@ class Model(Policy):
                     chosen, ratio = column, gain / (loss + 0.01)
         if chosen < 0:
             return
-        length = max(_SHORTEST_TRIAL, math.ceil(_TRIAL_REQUESTS / record.batch_size))
+        # The noisier the times, the more of them tell two γ apart.
+        noise = pool.latency.noise(index, record.gamma)
+        readings = min(_LONGEST_TRIAL, math.ceil((noise / 0.03) ** 2))
+        length = max(_SHORTEST_TRIAL, readings, math.ceil(_TRIAL_REQUESTS / record.batch_size))
         length = min(length, max(_SHORTEST_TRIAL, int(scheduler.credit)))
         if scheduler.parked:
             # Its price includes the draft's return.

@@ -3,23 +3,30 @@
 In a chain, draft i is judged only if those before it were accepted, and what was drafted up to i does not depend on γ.
 So an iteration of any γ teaches the rates of positions 1 to γ, and tokens per request are 1 + Σ Π rates.
 
-Each position keeps three exponential windows. The longest one counts, until a shorter one contradicts it: then it
-starts anew from what the shorter one has seen (two-window change detection, as ADWIN, Bifet and Gavalda 2007).
+Each position keeps three exponential windows. How much each counts follows from how well it foretold the last dozens of
+iterations (experts weighted by exponential loss, Vovk 1990): the longest one while nothing changes, a short one while
+the requests of the moment differ from those before. When a short one contradicts the longest one outright, that starts
+anew from what the short one has seen.
 """
 
 import math
 from dataclasses import dataclass, field
 
 #: Iterations that the windows remember.
-FAST, MIDDLE, SLOW = 24.0, 160.0, 2048.0
+WINDOWS = (16.0, 96.0, 2048.0)
+#: Iterations over which the windows are judged, and how sharply. Requests differ, so errors are larger than a
+#: binomial's; half of its log-likelihood is taken.
+_JUDGED, _SHARPNESS = 48.0, 0.25
+#: Positions that are judged: the others see fewer drafts.
+_JUDGED_POSITIONS = 2
 #: Standard deviations by which a window must contradict the longest one. Requests differ, so iterations are not
 #: independent, and the usual 3 would see drift everywhere.
 _CONTRADICTS = 4.0
 _ENOUGH_TRIALS = 12.0
 #: A position never seen has the rate of the one before it, as if so many trials had said so; the first one this rate.
 _PRIOR_TRIALS, _FIRST_RATE = 4.0, 0.6
-#: Variance that an iteration without a look adds: after 1,500 of them anything within 0.15 is possible.
-_DRIFT = 0.15**2 / 1500
+#: Variance that an iteration without a look adds: after 600 of them anything within 0.15 is possible.
+_DRIFT = 0.15**2 / 600
 _CHECK_EVERY = 8
 
 
@@ -33,11 +40,12 @@ class _Position:
 class DraftAcceptance:
     """Attributes:
     iterations: iterations told, those of γ=0 included.
-    changes: how often drift was seen.
+    changes: how often a window was found contradicted.
     """
 
     def __init__(self, longest: int) -> None:
         self.positions = [_Position() for _ in range(longest)]
+        self.losses = [0.0, 0.0, 0.0]
         self.iterations = 0
         self.changes = 0
 
@@ -45,26 +53,47 @@ class DraftAcceptance:
         """One iteration's counts, as in `Telemetry.accepted`. True if a rate was found to have changed."""
         self.iterations += 1
         now, trials = self.iterations, float(batch_size)
-        for position, hits in zip(self.positions, accepted, strict=False):
-            if trials <= 0:
+        for index, hits in enumerate(accepted):
+            if trials <= 0 or index >= len(self.positions):
                 break
-            position.seen = now
+            position = self.positions[index]
             t, h = position.trials, position.hits
-            t[0] += trials - t[0] / FAST
-            h[0] += hits - h[0] / FAST
-            t[1] += trials - t[1] / MIDDLE
-            h[1] += hits - h[1] / MIDDLE
-            t[2] += trials - t[2] / SLOW
-            h[2] += hits - h[2] / SLOW
+            if index < _JUDGED_POSITIONS and t[2] > 2 * _ENOUGH_TRIALS:
+                self._judge(t, h, trials, hits)
+            position.seen = now
+            for window, memory in enumerate(WINDOWS):
+                t[window] += trials - t[window] / memory
+                h[window] += hits - h[window] / memory
             trials = float(hits)
-        return now % _CHECK_EVERY == 0 and bool(accepted) and self._drifted()
+        return now % _CHECK_EVERY == 0 and self.check()
+
+    def _judge(self, t: list[float], h: list[float], trials: float, hits: int) -> None:
+        slow = h[2] / t[2]
+        losses = self.losses
+        for window in range(3):
+            rate = (h[window] + _PRIOR_TRIALS * slow) / (t[window] + _PRIOR_TRIALS)
+            rate = min(0.98, max(0.02, rate))
+            error = hits - trials * rate
+            losses[window] += error * error / (trials * rate * (1.0 - rate)) - losses[window] / _JUDGED
+
+    def weights(self) -> list[float]:
+        """How much each window counts; they sum to 1."""
+        least = min(self.losses)
+        found = [math.exp(-_SHARPNESS * min(200.0, loss - least)) for loss in self.losses]
+        total = sum(found)
+        return [weight / total for weight in found]
 
     def rates(self) -> list[tuple[float, float]]:
         """(rate, standard deviation) of each position."""
         found, before = [], _FIRST_RATE
+        weights = self.weights()
         for position in self.positions:
-            trials, hits = position.trials[2], position.hits[2]
-            rate = (hits + _PRIOR_TRIALS * before) / (trials + _PRIOR_TRIALS)
+            t, h = position.trials, position.hits
+            slow = (h[2] + _PRIOR_TRIALS * before) / (t[2] + _PRIOR_TRIALS)
+            rate, trials = 0.0, 0.0
+            for weight, n, hits in zip(weights, t, h, strict=True):
+                rate += weight * (hits + _PRIOR_TRIALS * slow) / (n + _PRIOR_TRIALS)
+                trials += weight * n
             rate = min(0.995, max(0.005, rate))
             age = self.iterations - position.seen
             deviation = math.sqrt(rate * (1 - rate) / (trials + _PRIOR_TRIALS) + _DRIFT * age)
@@ -72,11 +101,12 @@ class DraftAcceptance:
             before = rate
         return found
 
-    def _drifted(self) -> bool:
+    def check(self) -> bool:
+        """Look whether a short window contradicts the longest one; if so that starts anew, and the answer is True."""
         changed = False
         for position in self.positions:
             trials, hits = position.trials, position.hits
-            if position.seen != self.iterations:
+            if self.iterations - position.seen >= _CHECK_EVERY:
                 continue
             for window in (1, 0):
                 n, slow = trials[window], trials[2]

@@ -165,6 +165,11 @@ class LatencyModel:
         """As of the last fit."""
         return float(self.ns[bucket(batch_size), self._column[gamma]])
 
+    def noise(self, index: int, gamma: int) -> float:
+        """Relative spread of the iterations of one cell; a usual one where nothing was seen."""
+        cell = self.cells.get((index, gamma))
+        return 0.05 if cell is None else cell.spread
+
     def _solve(self, rows: np.ndarray, ns: np.ndarray, variance: np.ndarray, context: float) -> np.ndarray:
         """Fit the parameters, none negative; returns their covariance."""
         shortest = float(ns.min())

@@ -13,6 +13,8 @@ from sglang_nightjar.core.messages import Residency, Telemetry
 from sglang_nightjar.core.objective import Objective, worth
 
 _SIZES = np.array(SIZES, float)
+#: Acceptance moves faster than costs: iterations between two looks at it alone.
+_LOOK_EVERY = 8
 #: How many standard deviations a γ may be better than it looks.
 _OPTIMISM = 2.0
 #: An iteration that took longer was no decode iteration: a suspended process, a clock that jumped.
@@ -39,7 +41,7 @@ class Speculation:
         self.optimistic = self.mean
         self.version = self.iterations = 0
         self.arrivals_per_ns = self.prefill_share = 0.0
-        self._next_fit = 1
+        self._next_fit = self._next_look = 1
 
     def learn(self, record: Telemetry) -> None:
         """One iteration. Absurd values are left out, whatever they are."""
@@ -55,8 +57,10 @@ class Speculation:
             self.prefill_share += 0.01 * (shared - self.prefill_share)
             if not shared and record.residency in _COUNTS and 0 <= record.context_tokens < 1 << 40:
                 self.latency.add(size, gamma, ns, record.context_tokens, self.iterations)
-        if self.iterations >= self._next_fit or drifted:
+        if self.iterations >= self._next_fit:
             self.fit()
+        elif drifted or self.iterations >= self._next_look:
+            self._weigh()
 
     def fit(self) -> None:
         """Bring what each γ is worth up to date."""
@@ -64,6 +68,11 @@ class Speculation:
         # Often while little is known, and never more than a few microseconds per iteration.
         self._next_fit = done + (1 if done < 8 else 4 if done < 64 else 16 if done < 512 else 64)
         self.latency.fit(done)
+        self.acceptance.check()
+        self._weigh()
+
+    def _weigh(self) -> None:
+        self._next_look = self.iterations + _LOOK_EVERY
         rates = self.acceptance.rates()
         tokens = np.array(expected_tokens([rate for rate, _ in rates], self.gammas))
         variance = np.array(_token_variance([rate for rate, _ in rates], self.gammas))
