@@ -16,6 +16,7 @@ import orjson
 
 from bench.provenance import ROOT, provenance
 from bench.serve import measures, server_side, validity
+from bench.serve.arms import ADAPTIVE, Arm
 from bench.serve.job import Clients, Job, Outcome
 from bench.serve.measures import Objectives
 from bench.serve.order import Run
@@ -130,7 +131,7 @@ class Bench:
             "provenance": provenance(),
             "began": outcome.began,
             "faults": [asdict(fault) for fault in faults],
-            "whole": measures.measure(answers, whole, objectives) | _totals(answers, outcome),
+            "whole": measures.measure(answers, whole, objectives) | _totals(run.arm, answers, outcome),
             "by_phase": measures.by_phase(answers, scenario.phases, objectives),
             "quantiles": {
                 "ttft_s": measures.quantiles(answers, measures.ttft),
@@ -175,7 +176,7 @@ class Bench:
             return Outcome.from_json(orjson.loads(made.read_bytes()))
 
 
-def _totals(answers: Sequence[Any], outcome: Outcome) -> dict[str, Any]:
+def _totals(arm: Arm, answers: Sequence[Any], outcome: Outcome) -> dict[str, Any]:
     good = [a for a in answers if not a.error]
     steps, proposed = sum(a.verify_steps for a in good), sum(a.proposed for a in good)
     return {
@@ -186,8 +187,9 @@ def _totals(answers: Sequence[Any], outcome: Outcome) -> dict[str, Any]:
         "verify_steps": steps,
         "proposed": proposed,
         "accepted": sum(a.accepted for a in good),
-        # γ as the requests saw it: what was proposed for them in a verify step.
-        "gamma_per_step": proposed / steps if steps else None,
+        # γ as the requests saw it: what was proposed for them in a verify step. With its own rule SGLang counts as if γ
+        # were always that of the start.
+        "gamma_per_step": proposed / steps if steps and arm.server != ADAPTIVE else None,
         "retractions": sum(a.retractions for a in good),
         "until_last_s": outcome.wall_s,
     }
