@@ -47,8 +47,13 @@ class Seam:
 _OTHER_USERS = (
     "sglang_nightjar.agent.sampler",
     "sglang_nightjar.agent.process",
+    "sglang_nightjar.draft.capacity",
+    "sglang_nightjar.draft.elastic_memory",
     "sglang_nightjar.draft.extend",
+    "sglang_nightjar.draft.fence",
     "sglang_nightjar.draft.plain_decode",
+    "sglang_nightjar.draft.pool_tail",
+    "sglang_nightjar.draft.slot_holders",
     "sglang_nightjar.draft.upkeep",
     "sglang_nightjar.launch_server",
     "sglang_nightjar.plugin",

@@ -11,6 +11,7 @@ from typing import Any
 from sglang_nightjar.agent.selector import GammaSelector
 from sglang_nightjar.config import SERVER_ENV
 from sglang_nightjar.core.messages import Hello, make_sender_id
+from sglang_nightjar.draft import status as draft_status
 from sglang_nightjar.version import __version__
 
 
@@ -55,6 +56,7 @@ def hello_maker(scheduler: Any, place: Place, selector: GammaSelector) -> Callab
     device = hardware(args.device)
 
     def make(sender_id: str, seq: int) -> Hello:
+        base, gain = draft_status.kv_tokens(scheduler)
         return Hello(
             sender=sender_id,
             seq=seq,
@@ -68,9 +70,8 @@ def hello_maker(scheduler: Any, place: Place, selector: GammaSelector) -> Callab
             candidates=selector.candidates,
             start_gamma=selector.fallback_gamma,
             max_batch_size=max(1, scheduler.max_running_requests),
-            kv_tokens=scheduler.max_total_num_tokens,
-            # The draft's memory can't be given back yet.
-            kv_tokens_without_draft=scheduler.max_total_num_tokens,
+            kv_tokens=base,
+            kv_tokens_without_draft=base + gain,
             draft_bytes=draft_bytes,
             sglang_version=_sglang_version(),
             nightjar_version=__version__,

@@ -5,6 +5,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from sglang_nightjar.agent.selector import Launch
+from sglang_nightjar.draft import residency
 from sglang_nightjar.patches.seams import Seam
 
 _BATCH = "sglang.srt.managers.schedule_batch:ScheduleBatch"
@@ -47,6 +48,7 @@ class DecodeSample(NamedTuple):
         correct: accepted draft tokens of each request.
         context_tokens: before this iteration.
         overhead_ns: what the agent cost the scheduler's thread in the iteration before.
+        residency, lag_max, lag_total: as in `Telemetry`.
     """
 
     at_ns: int
@@ -63,6 +65,9 @@ class DecodeSample(NamedTuple):
     kv_capacity: int
     cuda_graph: bool
     overhead_ns: int
+    residency: int = 0
+    lag_max: int = 0
+    lag_total: int = 0
 
 
 class Sampler:
@@ -106,6 +111,7 @@ class Sampler:
                 capacity,
                 result.can_run_cuda_graph,
                 overhead_ns,
+                *residency.report(),
             )
         )
 

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from sglang_nightjar.agent.scheduler_agent import SchedulerAgent
+from sglang_nightjar.draft import status as draft_status
 
 #: The key in SGLang's internal state under which the entry is.
 KEY = "nightjar"
@@ -15,12 +16,12 @@ def rank_status(agent: SchedulerAgent) -> dict[str, Any]:
     last = agent.collector.last
     totals = agent.collector.totals
     overhead = agent.collector.overhead.percentiles()
-    capacity = agent.scheduler.max_total_num_tokens
+    memory = draft_status.memory(agent.scheduler, agent.draft_bytes)
     return {
         "rank": agent.place.dp_rank,
         "gamma": last.gamma if last else agent.selector.fallback_gamma,
         "batch_size": last.batch_size if last else 0,
-        "residency": "RESIDENT",
+        "residency": memory["residency"],
         "plan_id": decision.plan_id,
         "plan_age_s": round((time.monotonic_ns() - decision.received_ns) / 1e9, 3) if decision.received_ns else 0.0,
         "source": decision.source,
@@ -28,8 +29,8 @@ def rank_status(agent: SchedulerAgent) -> dict[str, Any]:
         "candidates": list(agent.selector.candidates),
         "fallback_gamma": agent.selector.fallback_gamma,
         "iterations": totals.iterations,
-        "kv": {"used": last.kv_used if last else 0, "capacity": capacity, "base": capacity, "extra": 0},
-        "draft": {"device_bytes": agent.draft_bytes, "lag_max": last.lag_max if last else 0},
+        "kv": {"used": last.kv_used if last else 0, **memory["kv"]},
+        "draft": memory["draft"],
         "link": _link(agent),
         "overhead_us": {"p50": round(overhead.p50, 1), "p99": round(overhead.p99, 1)},
         "seconds_by_gamma": {str(gamma): ns / 1e9 for gamma, ns in sorted(totals.time_ns_by_gamma.copy().items())},
@@ -41,8 +42,7 @@ def rank_status(agent: SchedulerAgent) -> dict[str, Any]:
         "counters": {
             "gamma_switches": agent.regimes.total,
             "fallbacks": agent.steering.fallbacks if agent.steering else 0,
-            "offloads": 0,
-            "reloads": 0,
+            **memory["counters"],
             "retractions": totals.retractions,
             "errors": agent.errors,
         },

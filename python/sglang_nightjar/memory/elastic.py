@@ -1,8 +1,8 @@
 """The interface of elastic buffers: a range of addresses that stays, of which a prefix is backed by memory.
 
 CUDA graphs, the stacks of the CPU engine and attention backends keep raw addresses of weights and KV caches. So memory
-that is to be given back must go without its addresses: it is reserved once, backed while needed (`commit`), and unbacked
-(`release`). Touching an address that is not backed faults, on a CPU as on a GPU.
+that is to be given back must go without its addresses: they are reserved once, backed while needed (`commit`), and
+unbacked (`release`). Touching an address that is not backed faults, on a CPU as on a GPU.
 """
 
 import abc
@@ -32,7 +32,7 @@ class ElasticBuffer(abc.ABC):
         self.committed = 0
 
     def commit(self, nbytes: int) -> None:
-        """Back at least the first ``nbytes``; what is backed stays and keeps its contents. New memory may hold anything.
+        """Back at least the first ``nbytes``; what is backed keeps its contents, and new memory may hold anything.
 
         Raises MemoryRefusedError, with the buffer as before, and ValueError for more than is reserved.
         """

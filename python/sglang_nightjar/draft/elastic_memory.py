@@ -1,0 +1,186 @@
+"""Sets a scheduler's memory up: the target's KV cache on elastic buffers, then the draft's weights in one.
+
+SGLang loads both models, makes the target's cache, then the draft's, shares weights, and captures CUDA graphs. The
+cache must be elastic when it is made, and the weights must have moved before graphs are captured.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from sglang_nightjar.core.capacity import human_bytes
+from sglang_nightjar.core.residency import Wish
+from sglang_nightjar.cpu import kernels
+from sglang_nightjar.draft import fence, residency, upkeep
+from sglang_nightjar.draft.elastic_pool import ElasticPool
+from sglang_nightjar.draft.pool_tail import PoolTail
+from sglang_nightjar.draft.weights import DraftWeights
+from sglang_nightjar.patches.seams import Seam
+
+logger = logging.getLogger(__name__)
+
+_SCHEDULER = "sglang.srt.managers.scheduler:Scheduler"
+_ARGS = "sglang.srt.server_args:ServerArgs"
+
+SEAMS = (
+    Seam(f"{_SCHEDULER}.is_fully_idle", ("for_health_check",), "call", "to finish transitions at once when idle"),
+    *(
+        Seam(f"{_ARGS}.{name}", None, "field", "to see what is incompatible with a KV cache that grows")
+        for name in (
+            "disaggregation_mode",
+            "enable_hierarchical_cache",
+            "enable_memory_saver",
+            "enable_streaming_session",
+            "dcp_size",
+            "pp_size",
+        )
+    ),
+)
+
+#: A draft's packed weights may take as much as the plain ones, and addresses cost nothing.
+_ADDRESSES_PER_BYTE = 2 + 1
+
+_reserving: Any = None
+_pool: ElasticPool | None = None
+_weights: DraftWeights | None = None
+
+
+def obstacle(scheduler: Any) -> str:
+    """Why this scheduler's draft can't give its memory back, as a clause; "" if it can, as far as is known early."""
+    args, worker = scheduler.server_args, scheduler.draft_worker
+    if worker is None or getattr(worker, "draft_worker", None) is None:
+        return "there is no draft model"
+    if args.device not in ("cpu", "cuda"):
+        return f"there is no elastic memory on {args.device}"
+    if args.device == "cpu" and not kernels.in_use():
+        return "SGLang's own CPU kernels keep weights in forms of their own"
+    for name, wanted, why in (
+        ("disaggregation_mode", "null", "prefill and decode are separate servers"),
+        ("enable_hierarchical_cache", False, "the hierarchical cache copies KV rows in the background"),
+        ("enable_memory_saver", False, "the memory saver manages the same memory"),
+        ("enable_streaming_session", False, "streaming sessions hold KV slots between requests"),
+        ("dcp_size", 1, "the KV cache is spread over ranks"),
+        ("pp_size", 1, "layers are spread over pipeline stages"),
+    ):
+        if getattr(args, name, wanted) not in (wanted, None):
+            return why
+    return ""
+
+
+@contextmanager
+def reserving(scheduler: Any) -> Iterator[None]:
+    """While the target's KV cache is made: make it elastic, with addresses for all that the draft may free."""
+    global _reserving
+    _reserving = scheduler
+    try:
+        yield
+    finally:
+        _reserving = None
+
+
+def make_pool(pool: Any) -> bool:
+    """Make the buffers of ``pool``; False if they are to be SGLang's own."""
+    global _pool
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+    if _reserving is None or type(pool) is not MHATokenToKVPool:
+        return False
+    if pool.kv_cache_layout != "nhd" or pool.enable_custom_mem_pool:
+        return False
+    draft = _reserving.draft_worker.draft_worker.draft_runner.model
+    draft_bytes = sum(parameter.nbytes for parameter in draft.parameters())
+    k_shape, v_shape = pool._kv_buffer_shapes()
+    row_values = k_shape[1] * k_shape[2] + v_shape[1] * v_shape[2]
+    row_bytes = pool.layer_num * row_values * pool.store_dtype.itemsize
+    _pool = ElasticPool(pool, pool.size + _ADDRESSES_PER_BYTE * draft_bytes // row_bytes)
+    return True
+
+
+def move_weights(scheduler: Any) -> None:
+    """After both caches were made and weights are shared: move the draft's own."""
+    global _weights
+    if _pool is None:
+        return
+    target = scheduler.tp_worker.model_runner.model
+    try:
+        _weights = DraftWeights(scheduler.draft_worker.draft_worker.draft_runner.model, target)
+    except ValueError as error:
+        residency.why_not = str(error)
+
+
+def start(scheduler: Any, selector: Any, retract: bool) -> None:
+    """Once the scheduler is complete: make the driver."""
+    if residency.why_not and (_pool is None or _weights is None):
+        return
+    if _pool is None or _weights is None:
+        residency.why_not = "the KV cache is of a kind that can't grow"
+        return
+    if 0 not in selector.candidates:
+        residency.why_not = f"γ=0 is not among the candidates {list(selector.candidates)}"
+        return
+    if scheduler.is_hybrid_swa or scheduler.is_hybrid_ssm:
+        residency.why_not = "the KV cache is of several kinds"
+        return
+    tree = type(scheduler.tree_cache).__name__
+    if tree not in ("RadixCache", "ChunkCache"):
+        residency.why_not = f"the prefix cache is a {tree}"
+        return
+    tail = PoolTail(scheduler, _pool)
+
+    def wish() -> Wish:
+        decision = selector.decision
+        drafting = decision.gamma_for(max(1, len(scheduler.running_batch.reqs))) > 0
+        return Wish(decision.residency == "device", drafting)
+
+    driver = residency.DraftResidency(
+        _weights, _pool, tail, wish, scheduler.is_fully_idle, fence.of(scheduler), _agreement(scheduler), retract
+    )
+    if (keeper := upkeep.current) is not None:
+        tail.on_move += [keeper.coverage.moved, keeper.journal.moved]
+        driver.catch_up = _CatchUp(scheduler, keeper)
+        driver.on_change = lambda has_weights: setattr(keeper, "available", has_weights)
+    residency.current, residency.why_not = driver, ""
+    logger.info(
+        "Nightjar: without the draft, %s are free for %d tokens of KV cache beside %d",
+        human_bytes(_weights.nbytes),
+        driver.extra_tokens,
+        _pool.base_tokens,
+    )
+
+
+class _CatchUp:
+    """Watches `draft.upkeep` catch the draft up, a piece in front of each decode iteration that wants drafts."""
+
+    def __init__(self, scheduler: Any, keeper: upkeep.Upkeep):
+        self._scheduler, self._keeper = scheduler, keeper
+
+    def lag(self) -> tuple[int, int]:
+        if not self._keeper.coverage.used:
+            return 0, 0
+        rows = [req.req_pool_idx for req in self._scheduler.running_batch.reqs if req.req_pool_idx is not None]
+        return self._keeper.coverage.lags(np.array(rows, dtype=np.int64))
+
+    def start(self) -> None:
+        """Nothing: the keeper starts when it is told that the draft can run."""
+
+    def step(self) -> bool:
+        return self.lag() == (0, 0)
+
+
+def _agreement(scheduler: Any) -> Any:
+    """The least of what all ranks say: they run in step, so each asks at the same point."""
+    if scheduler.ps.tp_size == 1:
+        return lambda code: code
+    import torch
+
+    group = scheduler.tp_cpu_group
+
+    def least(code: int) -> int:
+        said = torch.tensor([code])
+        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MIN, group)
+        return int(said)
+
+    return least

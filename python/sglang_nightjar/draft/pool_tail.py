@@ -1,0 +1,176 @@
+"""The tail of the KV pool that exists while the draft is away: opened, withheld piece by piece, emptied, closed.
+
+Capacity and free slots change together at every step, so SGLang's leak checks hold between any two iterations: what is
+free and what is used add up to the capacity. A withheld page is in nobody's hands and counts for nothing.
+Units: pages of ``page_size`` tokens; page 0 is padding, pages 1 to base are SGLang's own, the tail comes behind.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sglang_nightjar.draft import capacity, slot_holders
+from sglang_nightjar.draft.elastic_pool import ElasticPool
+from sglang_nightjar.patches.seams import Seam
+
+#: Bytes of KV that are moved between two decode iterations, at most; a move reads and writes each.
+MOVED_BYTES = 8 << 20
+
+SEAMS = (
+    Seam("sglang.srt.mem_cache.base_prefix_cache:EvictParams", None, "call", "to make room for a shrink"),
+    Seam("sglang.srt.mem_cache.radix_cache:RadixCache.evict", ("params",), "call", "to make room for a shrink"),
+    Seam("sglang.srt.mem_cache.allocation_sizing:get_alloc_reserve_per_decode", None, "call", "what a decode may take"),
+    *(
+        Seam(f"sglang.srt.mem_cache.allocator.{name}.clear", (), "call", "it makes free_pages and release_pages")
+        for name in ("token:TokenToKVPoolAllocator", "paged:PagedTokenToKVPoolAllocator")
+    ),
+)
+
+
+class PoolTail:
+    """Attributes:
+    extra_tokens: length of the tail, 0 while there is none.
+    withheld_tokens: of these, those that nobody may use any more.
+    moved_tokens: rows moved since the start.
+    on_move: called with the old and the new slots, int64, after rows were moved and their holders told.
+    """
+
+    def __init__(self, scheduler: Any, pool: ElasticPool):
+        self._scheduler = scheduler
+        self._pool = pool
+        self._allocator = scheduler.token_to_kv_pool_allocator
+        self._size = pool.layout.page_size
+        self._base_pages = pool.base_tokens // self._size
+        self._withheld = self._pages([])
+        self._pages_per_step = max(1, MOVED_BYTES // (pool.layout.bytes_per_token * self._size))
+        self.extra_tokens = 0
+        self.moved_tokens = 0
+        self.on_move: list[Callable[[torch.Tensor, torch.Tensor], None]] = []
+
+    @property
+    def withheld_tokens(self) -> int:
+        return len(self._withheld) * self._size
+
+    @property
+    def is_empty(self) -> bool:
+        """Every page of the tail is withheld."""
+        return self.withheld_tokens == self.extra_tokens
+
+    def open(self, extra_tokens: int) -> None:
+        """Hand out a tail of ``extra_tokens``, which is backed by memory; or all that is withheld again."""
+        first = self._base_pages + 1
+        pages = torch.arange(
+            first, first + extra_tokens // self._size, dtype=torch.int64, device=self._allocator.device
+        )
+        fresh = self._withheld if self.extra_tokens else pages
+        self.extra_tokens = extra_tokens
+        self._withheld = self._pages([])
+        self._allocator.free_pages = torch.cat((self._allocator.free_pages, fresh))
+        self._put_capacity()
+        # It was full for the capacity before.
+        self._scheduler.running_batch.batch_is_full = False
+
+    def close(self) -> None:
+        """Forget the tail, which `is_empty`; its memory may be released."""
+        assert self.is_empty
+        self.extra_tokens = 0
+        self._withheld = self._pages([])
+
+    def after_flush(self) -> None:
+        """SGLang made every slot up to the capacity free: take those out that are withheld, and no others."""
+        allocator = self._allocator
+        if not len(self._withheld) or allocator.available_size() != capacity.current(self._scheduler):
+            return
+        pages = torch.arange(1, self._base_pages + self.extra_tokens // self._size + 1, device=allocator.device)
+        allocator.free_pages = pages[~torch.isin(pages, self._withheld)]
+
+    def fits(self) -> bool:
+        """Whether all that is in use, and what running requests are expected to need, fits without the tail."""
+        scheduler, free = self._scheduler, self._allocator.available_size()
+        used = capacity.current(scheduler) - free - scheduler.tree_cache.evictable_size()
+        return used + self._reserve() + self._expected() <= self._pool.base_tokens
+
+    def withhold(self) -> None:
+        """Take the tail's free pages out of circulation, and let low pages be handed out first."""
+        allocator = self._allocator
+        free = torch.cat((allocator.free_pages, allocator.release_pages))
+        free, _ = torch.sort(free)
+        in_tail = int(torch.searchsorted(free, self._base_pages, right=True))
+        if in_tail < len(free):
+            self._withheld = torch.cat((self._withheld, free[in_tail:]))
+        allocator.free_pages, allocator.release_pages = free[:in_tail], allocator.release_pages[:0]
+        self._put_capacity()
+
+    def empty(self) -> bool:
+        """One bounded step of emptying the tail: `withhold`, make room, move. True when `is_empty`."""
+        self.withhold()
+        if self.is_empty:
+            return True
+        used = self._used_pages()
+        room = self._room()
+        if room < len(used):
+            self._evict((len(used) - room) * self._size)
+            self.withhold()
+            used, room = self._used_pages(), self._room()
+        count = min(len(used), room, self._pages_per_step)
+        if count > 0:
+            self._move(used[:count])
+        return self.is_empty
+
+    def _move(self, old_pages: torch.Tensor) -> None:
+        allocator, count = self._allocator, len(old_pages)
+        # Sorted by withhold.
+        new_pages, allocator.free_pages = allocator.free_pages[:count], allocator.free_pages[count:]
+        old, new = self._slots(old_pages), self._slots(new_pages)
+        self._pool.move(old, new)
+        table = torch.arange(self._pool.max_tokens + self._size, dtype=torch.int64, device=old.device)
+        table[old] = new
+        slot_holders.rewrite(self._scheduler, table)
+        self._withheld = torch.cat((self._withheld, old_pages))
+        self._put_capacity()
+        self.moved_tokens += count * self._size
+        for listener in self.on_move:
+            listener(old, new)
+
+    def _used_pages(self) -> torch.Tensor:
+        """Pages of the tail that are neither free nor withheld; `withhold` was called."""
+        unused = torch.ones(self.extra_tokens // self._size, dtype=torch.bool, device=self._allocator.device)
+        unused[self._withheld - self._base_pages - 1] = False
+        return unused.nonzero().flatten() + self._base_pages + 1
+
+    def _room(self) -> int:
+        """Free pages below the tail that the next iteration does not need."""
+        return max(0, len(self._allocator.free_pages) - -(-self._reserve() // self._size))
+
+    def _reserve(self) -> int:
+        """Tokens that the running requests may take in the next iteration, at most."""
+        from sglang.srt.mem_cache.allocation_sizing import get_alloc_reserve_per_decode
+
+        return len(self._scheduler.running_batch.reqs) * (get_alloc_reserve_per_decode() + self._size - 1)
+
+    def _expected(self) -> int:
+        """Tokens that running requests will still need, by SGLang's own estimate when it admits others."""
+        left = sum(
+            max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
+            for req in self._scheduler.running_batch.reqs
+            if not req.finished()
+        )
+        return int(left * self._scheduler.new_token_ratio_tracker.current)
+
+    def _evict(self, tokens: int) -> None:
+        """Let the cache forget the least recently used ``tokens``: each leaves the tail, or makes room below it."""
+        from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+
+        self._scheduler.tree_cache.evict(EvictParams(num_tokens=tokens))
+
+    def _put_capacity(self) -> None:
+        capacity.put(self._scheduler, self._pool.base_tokens + self.extra_tokens - self.withheld_tokens)
+
+    def _slots(self, pages: torch.Tensor) -> torch.Tensor:
+        if self._size == 1:
+            return pages
+        return (pages[:, None] * self._size + torch.arange(self._size, device=pages.device)).flatten()
+
+    def _pages(self, ids: list[int]) -> torch.Tensor:
+        return torch.tensor(ids, dtype=torch.int64, device=self._allocator.device)

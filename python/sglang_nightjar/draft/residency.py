@@ -1,0 +1,251 @@
+"""Drives the residency machine inside a scheduler: one bounded piece of work in front of each iteration.
+
+On every rank of a TP group the same thing happens in front of the same iteration: the plan came with the requests that
+SGLang broadcast, and whether a piece of work is done or has failed is agreed on before the machine hears of it.
+"""
+
+import logging
+from collections.abc import Callable, Generator, Iterator
+from typing import Protocol
+
+from sglang_nightjar.core.messages import Residency
+from sglang_nightjar.core.residency import Event, ResidencyMachine, Wish
+from sglang_nightjar.draft.elastic_pool import ElasticPool
+from sglang_nightjar.draft.fence import Fence
+from sglang_nightjar.draft.pool_tail import PoolTail
+from sglang_nightjar.draft.weights import DraftWeights
+from sglang_nightjar.memory.elastic import MemoryRefusedError
+
+logger = logging.getLogger(__name__)
+
+#: Pieces of work in front of one iteration of a scheduler that has nothing else to do.
+_PIECES_WHILE_IDLE = 256
+
+_FAILED, _GOES_ON, _DONE = range(3)
+
+_Work = Generator[None, None, None]
+
+
+class CatchUp(Protocol):
+    """Brings the draft's KV up to date; see `draft.catch_up`."""
+
+    def lag(self) -> tuple[int, int]:
+        """Tokens that the draft's KV is behind: of the worst request, of all."""
+
+    def start(self) -> None:
+        """The draft is on the device again, and will be needed."""
+
+    def step(self) -> bool:
+        """One bounded piece between two iterations; True when γ may be above 0."""
+
+
+class DraftResidency:
+    """Attributes:
+    machine: where the draft is.
+    weights: the draft's own.
+    pool, tail: the KV cache that grows into their place.
+    catch_up: what brings the draft's KV up to date; None: the draft goes on with what it has.
+    extra_tokens: tokens that offloading adds, as predicted from the shapes.
+    refused_growths: offloads after which the cache could not grow.
+    on_change: called at every transition, before its work, with whether the draft can run.
+    """
+
+    def __init__(
+        self,
+        weights: DraftWeights,
+        pool: ElasticPool,
+        tail: PoolTail,
+        wish: Callable[[], Wish],
+        idle: Callable[[], bool],
+        fence: Fence,
+        agree: Callable[[int], int] = lambda code: code,
+        retract: bool = False,
+    ):
+        """``agree`` returns the least of what all ranks of the TP group pass to it."""
+        self.machine = ResidencyMachine()
+        self.weights, self.pool, self.tail = weights, pool, tail
+        self.catch_up: CatchUp | None = None
+        self.extra_tokens = pool.tokens_gained(weights.nbytes)
+        self.refused_growths = 0
+        self._wish, self._idle, self._fence, self._agree = wish, idle, fence, agree
+        self._retract = retract
+        self.on_change: Callable[[bool], None] = lambda has_weights: None
+        self._work: _Work | None = None
+        self._end = Event.RELEASED
+        self._is_done = False
+
+    @property
+    def may_draft(self) -> bool:
+        """γ may be above 0 in the iteration to come."""
+        return self.machine.may_draft
+
+    @property
+    def has_weights(self) -> bool:
+        """The draft may run, be it only to keep its KV up to date."""
+        return self.machine.has_weights
+
+    def lag(self) -> tuple[int, int]:
+        """Tokens that the draft's KV is behind: of the worst request, of all."""
+        return self.catch_up.lag() if self.catch_up is not None else (0, 0)
+
+    def step(self) -> None:
+        """In front of each iteration, on every rank."""
+        self.machine.tick()
+        pieces = 1
+        while self._one_piece() and pieces < _PIECES_WHILE_IDLE and self._idle():
+            pieces += 1
+
+    def _one_piece(self) -> bool:
+        """Do what is next; False if there is nothing to do."""
+        event = self.machine.wanted(self._wish())
+        if event is not None:
+            self._begin(event)
+        if self._work is not None:
+            self._advance()
+            return True
+        return event is not None
+
+    def _begin(self, event: Event) -> None:
+        if self._work is not None:
+            # Turned back, or parked while catching up.
+            self._work.close()
+            self._work = None
+        before = self.machine.state
+        self._go(event, "the plan in force wants it")
+        if event is Event.OFFLOAD:
+            self._start(self._offload(), Event.RELEASED)
+        elif event is Event.CATCH_UP:
+            self._start(self._catch_up(), Event.CAUGHT_UP)
+        elif event is Event.RECALL:
+            self._start(self._shrink(), Event.SHRUNK)
+        elif event is Event.TURN_BACK and before is Residency.LOADING:
+            self._start(self._offload(), Event.RELEASED)
+        elif event is Event.TURN_BACK:
+            self._regrow_now()
+
+    def _start(self, work: _Work, end: Event) -> None:
+        self._work, self._end, self._is_done = work, end, False
+
+    def _advance(self) -> None:
+        assert self._work is not None
+        code, error = _DONE, ""
+        if not self._is_done:
+            try:
+                next(self._work)
+                code = _GOES_ON
+            except StopIteration:
+                self._is_done = True
+            except Exception as failure:
+                code, error = _FAILED, f"{type(failure).__name__}: {failure}"
+                logger.debug("Nightjar: %s failed", self.machine.state.name, exc_info=True)
+        agreed = self._agree(code)
+        if agreed == _DONE:
+            self._work = None
+            self._go(self._end, "done")
+            if self._end is Event.SHRUNK:
+                self._start(self._load(), Event.LOADED)
+            elif self._end is Event.LOADED:
+                self._start(self._catch_up(), Event.CAUGHT_UP)
+        elif agreed == _FAILED:
+            self._fail(error or "another rank failed")
+
+    def _fail(self, error: str) -> None:
+        assert self._work is not None
+        self._work.close()
+        self._work = None
+        failed = self.machine.state
+        logger.warning("Nightjar: %s failed: %s", failed.name, error)
+        if failed is Residency.OFFLOADING and not self.weights.on_device:
+            # The draft is away; what failed is giving its memory back, or the growth. On all ranks there is none.
+            self._give_back_quietly(self.weights.release())
+            self._give_back_quietly(self.pool.shrink(self.pool.base_tokens))
+            self.refused_growths += 1
+            self._go(Event.RELEASED, error)
+            return
+        self._go(Event.FAILED, error)
+        if self.machine.state is Residency.OFFLOADED:
+            self._give_back_quietly(self.weights.release())
+            self._regrow_now()
+
+    def _go(self, event: Event, reason: str) -> None:
+        before, had_weights = self.machine.state, self.machine.has_weights
+        after = self.machine.fire(event, reason)
+        # Parking and catching up come and go with every switch of γ.
+        level = logging.DEBUG if had_weights and self.machine.has_weights else logging.INFO
+        logger.log(level, "Nightjar: draft %s -> %s (%s)", before.name, after.name, reason)
+        self.on_change(self.machine.has_weights)
+
+    # The work of each state.
+
+    def _offload(self) -> _Work:
+        self._fence()
+        # No rank may release anything before all are here. What is launched from now on does not read the weights.
+        yield
+        yield from self.weights.release()
+        yield from self._grow()
+
+    def _grow(self) -> _Work:
+        if self.tail.extra_tokens == 0:
+            yield from self.pool.grow(self.pool.base_tokens + self.extra_tokens)
+            # No rank may hand out anything before all have the memory.
+            yield
+        self.tail.open(self.extra_tokens)
+
+    def _shrink(self) -> _Work:
+        if self.tail.extra_tokens:
+            while not self._retract and not self.tail.fits():
+                yield
+            self._fence()
+            while not self.tail.empty():
+                yield
+                self._fence()
+            self.tail.close()
+        yield from self.pool.shrink(self.pool.base_tokens)
+
+    def _load(self) -> _Work:
+        yield from self.weights.load()
+
+    def _catch_up(self) -> _Work:
+        if self.catch_up is None:
+            return
+        self.catch_up.start()
+        while not self.catch_up.step():
+            yield
+
+    def _regrow_now(self) -> None:
+        """Back to OFFLOADED: what was withheld or given back of the tail serves again, if every rank has the memory."""
+        code = _DONE
+        if self.tail.extra_tokens == 0:
+            try:
+                for _ in self.pool.grow(self.pool.base_tokens + self.extra_tokens):
+                    pass
+            except MemoryRefusedError as error:
+                logger.warning("Nightjar: the KV cache can't grow into the draft's place: %s", error)
+                code = _FAILED
+        if self._agree(code) == _DONE:
+            self.tail.open(self.extra_tokens)
+        else:
+            self.refused_growths += 1
+            self._give_back_quietly(self.pool.shrink(self.pool.base_tokens))
+
+    @staticmethod
+    def _give_back_quietly(work: Iterator[None]) -> None:
+        """Releasing may fail; then the memory is not given back, which costs memory and nothing else."""
+        try:
+            for _ in work:
+                pass
+        except (OSError, RuntimeError) as error:
+            logger.warning("Nightjar: memory could not be given back: %s", error)
+
+
+def report() -> tuple[int, int, int]:
+    """Residency, largest and total lag, as in `core.messages.Telemetry`."""
+    if current is None:
+        return (0, 0, 0)
+    return (int(current.machine.state), *current.lag())
+
+
+#: The driver of this process, if it is a scheduler whose draft can go away.
+current: DraftResidency | None = None
+#: Why the draft of this process can't go away, for people; "" if it can.
+why_not = "no draft"

@@ -1,0 +1,360 @@
+"""The whole cycle of a draft's memory on SGLang's own cache classes, with requests, plans and failures at random.
+
+After every step: free and used add up to the capacity in each of SGLang's copies of it, no slot has two owners, every
+row holds what its owner wrote, the draft's weights are what they were whenever it may run, and no memory is used that
+is not there.
+"""
+
+import pytest
+import torch
+from helpers.kv_world import KvWorld
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from sglang_nightjar.core.messages import Residency
+from sglang_nightjar.core.residency import LONGEST_PAUSE_TICKS, Wish
+from sglang_nightjar.draft.residency import DraftResidency
+from sglang_nightjar.draft.weights import DraftWeights
+from sglang_nightjar.memory.elastic import MemoryRefusedError
+from sglang_nightjar.memory.posix import PAGE, PosixBuffer
+
+AWAY = Wish(on_device=False, drafting=False)
+OFF = Wish(on_device=True, drafting=False)
+HERE = Wish(on_device=True, drafting=True)
+
+
+class Faults:
+    """What fails: the commit, release or copy after so many more; None: nothing."""
+
+    def __init__(self) -> None:
+        self.commit: int | None = None
+        self.release: int | None = None
+        self.copy: int | None = None
+
+    def due(self, name: str) -> bool:
+        left = getattr(self, name)
+        if left is None:
+            return False
+        setattr(self, name, None if left == 0 else left - 1)
+        return left == 0
+
+
+def flaky(faults: Faults):
+    """A kind of buffer on a CPU that fails when told to."""
+
+    class Flaky(PosixBuffer):
+        def _back(self, start: int, end: int) -> None:
+            if faults.due("commit"):
+                raise MemoryRefusedError("injected")
+            super()._back(start, end)
+
+        def _unback(self, start: int) -> int:
+            if start < self.committed and faults.due("release"):
+                raise OSError("injected")
+            return super()._unback(start)
+
+    return lambda nbytes, device: Flaky(nbytes)
+
+
+class FlakyWeights(DraftWeights):
+    """Copies from the host fail when told to."""
+
+    faults: Faults | None = None
+
+    def _fetch(self, start: int, end: int) -> None:
+        if self.faults is not None and self.faults.due("copy"):
+            raise RuntimeError("injected")
+        super()._fetch(start, end)
+
+
+class Parts:
+    """A world, weights and a driver over buffers that fail when told to."""
+
+    def __init__(self, radix: bool = True, retract: bool = False, agree=lambda code: code):
+        self.faults = Faults()
+        self.world = KvWorld(radix=radix, buffers=flaky(self.faults))
+        torch.manual_seed(0)
+        self.model = torch.nn.ModuleDict({"fc": torch.nn.Linear(64, 80), "norm": torch.nn.LayerNorm(64)})
+        self.model.requires_grad_(False)
+        self.original = {name: p.clone() for name, p in self.model.named_parameters()}
+        self.weights = FlakyWeights(self.model, None, flaky(self.faults))
+        self.weights.faults = self.faults
+        self.weights._piece = 2 * PAGE
+        self.wish = HERE
+        self.idle = False
+        self.world.tail._pages_per_step = 3
+        self.fences = 0
+        self.driver = DraftResidency(
+            self.weights, self.world.pool, self.world.tail, lambda: self.wish, lambda: self.idle, self.fence, agree,
+            retract,
+        )  # fmt: skip
+
+    def fence(self) -> None:
+        self.fences += 1
+
+    def go(self, wish: Wish, state: Residency, steps: int = 400) -> None:
+        self.wish = wish
+        for _ in range(steps):
+            self.driver.step()
+            self.check()
+            if self.driver.machine.state is state:
+                return
+        raise AssertionError(f"{self.driver.machine.state.name} after {steps} steps, not {state.name}")
+
+    def check(self) -> None:
+        self.world.check()
+        if self.driver.has_weights:
+            for name, parameter in self.model.named_parameters():
+                assert torch.equal(parameter, self.original[name]), name
+        else:
+            assert not self.driver.may_draft
+
+
+def test_memory_changes_hands_and_back() -> None:
+    parts = Parts()
+    world, driver = parts.world, parts.driver
+    base, held = world.pool.base_tokens, parts.weights.nbytes
+    before = world.pool.committed_bytes + parts.weights.device_bytes
+    parts.go(AWAY, Residency.OFFLOADED)
+    assert parts.weights.device_bytes == 0
+    assert driver.extra_tokens > 0
+    assert world.scheduler.max_total_num_tokens == base + driver.extra_tokens
+    assert before - held < world.pool.committed_bytes <= before
+    long = [world.admit([i] * 40) for i in range(1, 6)]
+    assert all(long), "the room is really there"
+    parts.check()
+    for req in long[:3]:
+        world.finish(req)
+    parts.go(HERE, Residency.RESIDENT)
+    assert world.tail.moved_tokens > 0
+    assert world.scheduler.max_total_num_tokens == base
+    assert world.pool.committed_bytes + parts.weights.device_bytes == before
+    assert parts.fences > 0
+
+
+def test_it_waits_for_room_and_drops_nobody() -> None:
+    parts = Parts()
+    world = parts.world
+    parts.go(AWAY, Residency.OFFLOADED)
+    reqs = [world.admit([i] * 35) for i in range(1, 5)]
+    assert all(reqs) and sum(len(req.tokens) for req in reqs) > world.pool.base_tokens
+    parts.wish = HERE
+    for _ in range(50):
+        parts.driver.step()
+        parts.check()
+    assert parts.driver.machine.state is Residency.SHRINKING
+    assert world.tail.withheld_tokens == 0, "nothing is taken from those that run before all of it fits"
+    world.finish(reqs[0])
+    world.finish(reqs[1])
+    parts.go(HERE, Residency.RESIDENT)
+    assert world.running == reqs[2:]
+
+
+def test_with_retract_it_does_not_wait() -> None:
+    parts = Parts(retract=True)
+    world = parts.world
+    parts.go(AWAY, Residency.OFFLOADED)
+    for i in range(1, 5):
+        world.admit([i] * 35)
+    parts.wish = HERE
+    for _ in range(50):
+        parts.driver.step()
+        parts.check()
+    assert world.tail.withheld_tokens > 0
+    assert len(world.scheduler.token_to_kv_pool_allocator.free_pages) <= world.reserve * len(world.running)
+
+
+def test_an_idle_scheduler_goes_all_the_way_at_once() -> None:
+    parts = Parts()
+    parts.idle, parts.wish = True, AWAY
+    parts.driver.step()
+    assert parts.driver.machine.state is Residency.OFFLOADED
+    parts.wish = HERE
+    parts.driver.step()
+    assert parts.driver.machine.state is Residency.RESIDENT
+    parts.check()
+
+
+def test_work_is_bounded_per_iteration() -> None:
+    parts = Parts()
+    parts.wish = AWAY
+    seen = [parts.weights.device_bytes]
+    while parts.driver.machine.state is not Residency.OFFLOADED:
+        parts.driver.step()
+        seen.append(parts.weights.device_bytes)
+    assert max(a - b for a, b in zip(seen, seen[1:], strict=False)) <= 2 * PAGE
+    assert seen[0] > 4 * PAGE
+
+
+def test_prefixes_of_chunked_and_waiting_requests_follow() -> None:
+    """They are written back into the request table with the next chunk: old ids would come back to life."""
+    parts = Parts()
+    world, scheduler = parts.world, parts.world.scheduler
+    parts.go(AWAY, Residency.OFFLOADED)
+    first = [world.admit([i] * 30) for i in (1, 2, 3)]
+    chunked = world.admit([4] * 40)
+    for req in first:
+        world.finish(req, insert=False)
+    line = scheduler.req_to_token_pool.req_to_token[chunked.req_pool_idx]
+    assert int(line.max()) > world.pool.base_tokens
+    chunked.prefix_indices = line[:40].long().clone()
+    scheduler.running_batch.reqs.remove(chunked)
+    scheduler.chunked_req = chunked
+    world.wait([4] * 35)
+    [waiting] = scheduler.waiting_queue
+    assert len(waiting.prefix_indices) == 34
+    parts.wish = HERE
+    while parts.driver.machine.state is not Residency.RESIDENT:
+        parts.driver.step()
+    assert chunked.prefix_indices.tolist() == line[:40].tolist()
+    assert int(chunked.prefix_indices.max()) <= world.pool.base_tokens
+    assert waiting.prefix_indices.tolist() == line[:34].tolist()
+    world.running.append(chunked)
+    scheduler.chunked_req = None
+    parts.check()
+
+
+def test_a_flush_in_the_middle_of_a_shrink() -> None:
+    parts = Parts()
+    world = parts.world
+    parts.go(AWAY, Residency.OFFLOADED)
+    reqs = [world.admit([i] * 30) for i in range(1, 5)]
+    world.finish(reqs[0], insert=False)
+    world.finish(reqs[1], insert=False)
+    parts.wish = HERE
+    while not 0 < world.tail.withheld_tokens < world.tail.extra_tokens:
+        parts.driver.step()
+    for req in reqs[2:]:
+        world.finish(req)
+    scheduler = world.scheduler
+    scheduler.tree_cache.reset()
+    scheduler.req_to_token_pool.clear()
+    scheduler.token_to_kv_pool_allocator.clear()
+    world.tail.after_flush()
+    parts.check()
+    parts.go(HERE, Residency.RESIDENT)
+
+
+@pytest.mark.parametrize("fault, wish", [("commit", AWAY), ("release", AWAY), ("commit", HERE), ("release", HERE)])
+@pytest.mark.parametrize("when", range(6))
+def test_each_refusal_leads_to_a_state_that_serves(fault: str, wish: Wish, when: int) -> None:
+    parts = Parts()
+    world = parts.world
+    kept = world.admit([1, 2, 3] * 10)
+    if wish is HERE:
+        parts.go(AWAY, Residency.OFFLOADED)
+    setattr(parts.faults, fault, when)
+    parts.wish = wish
+    for _ in range(40):
+        parts.driver.step()
+        parts.check()
+    setattr(parts.faults, fault, None)
+    assert world.grow(kept, 7)
+    parts.go(AWAY, Residency.OFFLOADED, LONGEST_PAUSE_TICKS)
+    parts.go(HERE, Residency.RESIDENT, LONGEST_PAUSE_TICKS)
+    assert world.scheduler.max_total_num_tokens == world.pool.base_tokens
+
+
+def test_a_failure_on_another_rank_is_a_failure_here() -> None:
+    codes = []
+
+    def agree(code: int) -> int:
+        codes.append(code)
+        return 0 if len(codes) == 12 else code
+
+    parts = Parts(agree=agree)
+    parts.go(AWAY, Residency.OFFLOADED)
+    while len(codes) < 12:
+        parts.wish = HERE if parts.driver.machine.state is Residency.OFFLOADED else AWAY
+        parts.driver.step()
+        parts.check()
+    parts.go(HERE, Residency.RESIDENT, LONGEST_PAUSE_TICKS)
+
+
+class Cycle(RuleBasedStateMachine):
+    """Requests, plans and failures in any order."""
+
+    @initialize(radix=st.booleans(), retract=st.booleans())
+    def start(self, radix: bool, retract: bool) -> None:
+        self.parts = Parts(radix, retract)
+        self.world = self.parts.world
+
+    @rule(stem=st.integers(1, 3), depth=st.integers(1, 30), tail=st.lists(st.integers(4, 6), min_size=1, max_size=8))
+    def arrive(self, stem: int, depth: int, tail: list[int]) -> None:
+        self.world.admit([stem] * depth + tail)
+
+    @rule(stem=st.integers(1, 3), depth=st.integers(2, 30))
+    def wait_in_the_queue(self, stem: int, depth: int) -> None:
+        if len(self.world.scheduler.waiting_queue) < 3:
+            self.world.wait([stem] * depth)
+
+    @precondition(lambda self: self.world.running)
+    @rule(data=st.data(), token=st.integers(4, 6), ahead=st.integers(0, 4), times=st.integers(1, 6))
+    def decode(self, data: st.DataObject, token: int, ahead: int, times: int) -> None:
+        req = data.draw(st.sampled_from(self.world.running))
+        for _ in range(times):
+            self.world.grow(req, token, ahead)
+
+    @precondition(lambda self: self.world.running)
+    @rule(data=st.data(), insert=st.booleans())
+    def end(self, data: st.DataObject, insert: bool) -> None:
+        self.world.finish(data.draw(st.sampled_from(self.world.running)), insert)
+
+    @precondition(lambda self: self.world.running)
+    @rule(data=st.data())
+    def chunk(self, data: st.DataObject) -> None:
+        """A request is between two chunks of its prompt: its prefix goes back into the table with the next one."""
+        req = data.draw(st.sampled_from(self.world.running))
+        scheduler = self.world.scheduler
+        line = scheduler.req_to_token_pool.req_to_token[req.req_pool_idx]
+        req.prefix_indices = line[: len(req.tokens)].long().clone()
+        scheduler.chunked_req = req
+        self.parts.driver.step()
+        scheduler.req_to_token_pool.write((req.req_pool_idx, slice(0, len(req.tokens))), req.prefix_indices.int())
+        scheduler.chunked_req = None
+
+    @rule(wish=st.sampled_from([AWAY, OFF, HERE]), steps=st.integers(1, 30))
+    def plan(self, wish: Wish, steps: int) -> None:
+        self.parts.wish = wish
+        for _ in range(steps):
+            self.parts.driver.step()
+            self.parts.check()
+
+    @rule(fault=st.sampled_from(["commit", "release", "copy"]), when=st.integers(0, 5))
+    def break_something(self, fault: str, when: int) -> None:
+        setattr(self.parts.faults, fault, when)
+
+    @rule()
+    def flush(self) -> None:
+        scheduler = self.world.scheduler
+        if self.world.running:
+            return
+        scheduler.tree_cache.reset()
+        scheduler.req_to_token_pool.clear()
+        scheduler.token_to_kv_pool_allocator.clear()
+        self.world.tail.after_flush()
+
+    @invariant()
+    def everything_adds_up(self) -> None:
+        if hasattr(self, "parts"):
+            self.parts.check()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "parts"):
+            return
+        parts = self.parts
+        parts.faults.commit = parts.faults.release = parts.faults.copy = None
+        for req in list(self.world.running):
+            self.world.finish(req)
+        parts.go(HERE, Residency.RESIDENT, 4 * LONGEST_PAUSE_TICKS)
+        assert self.world.scheduler.max_total_num_tokens == self.world.pool.base_tokens
+        assert parts.weights.device_bytes == parts.weights.nbytes
+        parts.weights._buffer.close()
+        self.world.pool.close()
+
+
+TestCycle = Cycle.TestCase
+TestCycle.settings = settings(
+    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
