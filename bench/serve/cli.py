@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("flags", nargs="*", metavar="-- FLAGS", help="SGLang's, for every server")
 
     parser.add_argument("--out", type=Path, help="results; an interrupted benchmark goes on there")
+    parser.add_argument("--minutes", type=float, metavar="N", help="begin no run that would not end within N minutes")
     parser.add_argument("--report", action="store_true", help="only write the report of what is in --out")
     parser.add_argument("--retry", action="store_true", help="make runs again that measured the generator or nothing")
 
@@ -108,12 +109,13 @@ def run(args: argparse.Namespace) -> int:
     # What is wrong with the prompts shows before a server is started.
     source.draw(1, "")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    within_s = None if args.minutes is None else args.minutes * 60
     code = 0
     with tempfile.TemporaryDirectory(prefix="nightjar-bench-") as folder:
         fleet = Fleet(models, settings, Path(folder), args.side_by_side, args.port)
         try:
             with fleet:
-                Bench(store, settings, chosen, source, fleet, reference, args.around, _say).run(runs)
+                Bench(store, settings, chosen, source, fleet, reference, args.around, _say).run(runs, within_s)
         except KeyboardInterrupt:
             _say("interrupted; the same command goes on from here")
             code = 130

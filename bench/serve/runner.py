@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import orjson
 from bench.provenance import ROOT, provenance
 from bench.serve import measures, server_side, validity
 from bench.serve.arms import ADAPTIVE, Arm
+from bench.serve.forecast import Forecast, duration
 from bench.serve.job import Clients, Job, Outcome
 from bench.serve.measures import Objectives
 from bench.serve.order import Run
@@ -50,37 +51,34 @@ class Bench:
     reference: Reference | None
     around: str = ""
     say: Say = print
-    _besides: list[float] = field(default_factory=list)
 
-    def run(self, runs: Sequence[Run]) -> None:
-        """Make those that are missing. Raises KeyboardInterrupt; what is finished is kept."""
+    def run(self, runs: Sequence[Run], within_s: float | None = None) -> None:
+        """Make those that are missing; with ``within_s`` only while they are expected to end within so many seconds.
+
+        Raises KeyboardInterrupt; what is finished is kept.
+        """
+        began = time.monotonic()
+        forecast = Forecast(self.scenarios, self.settings.warm_up_s, self.fleet.side_by_side)
         todo = [run for run in runs if not self.store.has(run.name)]
         if len(todo) < len(runs):
             self.say(f"{len(runs) - len(todo)} of {len(runs)} runs are there already")
         for number, run in enumerate(todo):
-            before = time.monotonic()
-            starts = len(self.fleet.starts)
+            before, starts = time.monotonic(), len(self.fleet.starts)
+            if within_s is not None:
+                wanted = forecast.seconds([run], self.fleet.up, self.fleet.starts)
+                if before - began + wanted > within_s:
+                    self.say(f"no time for the next run; the same command goes on, with {len(todo) - number} runs")
+                    return
             result = self._measure(run)
             self.store.save(run.name, result)
             spent = time.monotonic() - before - sum(self.fleet.starts[starts:])
-            self._besides.append(max(0.0, spent - self.scenarios[run.scenario].seconds))
-            self.say(f"[{number + 1}/{len(todo)}] {_line(result)}{self._left(todo[number + 1 :])}")
-
-    def _left(self, todo: Sequence[Run]) -> str:
-        if not todo:
-            return ""
-        beside = sum(self._besides) / len(self._besides)
-        start = sum(self.fleet.starts) / len(self.fleet.starts)
-        kinds = [run.arm.server for run in todo]
-        changes = sum(a != b for a, b in zip(kinds, kinds[1:], strict=False)) + (not self.fleet.has(kinds[0]))
-        if self.fleet.side_by_side:
-            changes = len([kind for kind in dict.fromkeys(kinds) if not self.fleet.has(kind)])
-        seconds = sum(self.scenarios[run.scenario].seconds + beside for run in todo) + changes * start
-        return f"; {_duration(seconds)} left"
+            forecast.besides.append(max(0.0, spent - self.scenarios[run.scenario].seconds))
+            left = forecast.seconds(todo[number + 1 :], self.fleet.up, self.fleet.starts)
+            self.say(f"[{number + 1}/{len(todo)}] {_line(result)}" + (f"; {duration(left)} left" if left else ""))
 
     def _measure(self, run: Run) -> dict[str, Any]:
         arm, scenario = run.arm, self.scenarios[run.scenario]
-        if not self.fleet.has(arm.server):
+        if arm.server not in self.fleet.up:
             self.say(f"starting a server: {arm.server}")
         server = self.fleet.get(arm.server)
         key = server.key or ""
@@ -208,8 +206,3 @@ def _line(result: dict[str, Any]) -> str:
     if whole["latency_s"]:
         text += f", latency {whole['latency_s']['mean']:.2f} s"
     return f"{text}, INVALID: {faults}" if faults else text
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 90 else f"{max(1, minutes)} min"

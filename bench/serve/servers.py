@@ -74,9 +74,10 @@ class Fleet:
             server = self._running.pop(kind)
             server.__exit__(None, None, None)
 
-    def has(self, kind: str) -> bool:
-        """Whether a server of this kind runs."""
-        return kind in self._running
+    @property
+    def up(self) -> set[str]:
+        """Kinds of the servers that run."""
+        return set(self._running)
 
     def get(self, kind: str) -> Server:
         """A running server of this kind, started if need be. Raises RuntimeError if it does not start."""

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from bench.serve import arms, budget, cli
+from bench.serve.forecast import Forecast, duration
+from bench.serve.order import order
 from bench.serve.scenarios import catalogue
 from bench.serve.settings import Settings, make_job
 from bench.serve.store import Store
@@ -88,6 +90,21 @@ def test_every_arm_gets_the_same_load() -> None:
     assert [r.at for r in requests] == sorted(r.at for r in requests)
     other = make_job(surge, 0, Settings(seed=8), _Words(), "http://a")  # type: ignore[arg-type]
     assert other.requests != requests
+
+
+def test_what_is_left() -> None:
+    scenarios = catalogue()
+    runs = order(["surge"], [arms.make(name) for name in ("none", "static-3", "nightjar")], 2)
+    # none | static-3, nightjar || nightjar, static-3 | none: the second server stays from one repetition to the next.
+    kinds = [run.arm.server for run in runs]
+    assert kinds == ["plain", "steered", "steered", "steered", "steered", "plain"]
+    forecast = Forecast(scenarios, warm_up_s=10.0, side_by_side=False, besides=[20.0, 30.0])
+    assert forecast.seconds(runs, set(), [40.0]) == pytest.approx(6 * (90 + 25) + 3 * 40)
+    assert forecast.seconds(runs[1:], {"steered"}, [40.0]) == pytest.approx(5 * (90 + 25) + 40)
+    side_by_side = Forecast(scenarios, warm_up_s=10.0, side_by_side=True, besides=[25.0])
+    assert side_by_side.seconds(runs, set(), [40.0]) == pytest.approx(6 * (90 + 25) + 2 * 40)
+    assert forecast.seconds([], set(), []) == 0
+    assert [duration(s) for s in (5, 1500, 11_100)] == ["1 min", "25 min", "3 h 05 min"]
 
 
 def test_a_server_without_a_draft_gets_its_memory(target: Path, draft: Path) -> None:
