@@ -78,10 +78,10 @@ def _timeline(results: Results, scenario: str, folder: Path) -> Path:
     cache.set_xlabel("seconds")
     for panel in axes:
         _plain(panel)
-        panel.set_ylim(bottom=0)
+        # An accepted length is never below 1.
+        panel.set_ylim(bottom=1 if panel is length and panel.lines else 0)
         for phase in due[0]["phases"][1:]:
             panel.axvline(phase["start"], color="black", linewidth=0.5, alpha=0.3)
-    length.set_ylim(bottom=1)
     return _save(figure, throughput, folder / f"{scenario}-timeline.svg", len(results.arms(scenario)))
 
 
