@@ -57,7 +57,18 @@ class Load:
         while None in self.plans:
             self.receive(100)
 
-    def iterate(self, index: int, iteration: int) -> None:
+    def look(self, index: int, iteration: int, count: int) -> None:
+        """One look of a scheduler's agent: a frame with its last ``count`` iterations."""
+        records = tuple(self.record(index, iteration + i) for i in range(count))
+        self.seqs[index] += 1
+        try:
+            self.sockets[index].send(
+                encode(TelemetryBatch(self.senders[index], self.seqs[index], records)), zmq.DONTWAIT
+            )
+        except zmq.Again:
+            self.unsent += count
+
+    def record(self, index: int, iteration: int) -> Telemetry:
         """One decode iteration of one scheduler: the batch size wanders, so policies have to decide."""
         plan = self.plans[index]
         assert plan is not None
@@ -68,17 +79,10 @@ class Load:
             left = int(left * 0.7)
             accepted.append(left)
         took = int(1e6 * max(1.0, size * (gamma + 1) / 32) * self.random.uniform(0.9, 1.1))
-        self.seqs[index] += 1
-        record = Telemetry(
+        return Telemetry(
             iteration, time.monotonic_ns(), took, size, gamma, size + sum(accepted), size * 900, 0, 3, 2_000, size,
             size * 900, 1_000_000, 0, 0, 0, 0, 1, plan.plan_id, tuple(accepted),
         )  # fmt: skip
-        try:
-            self.sockets[index].send(
-                encode(TelemetryBatch(self.senders[index], self.seqs[index], (record,))), zmq.DONTWAIT
-            )
-        except zmq.Again:
-            self.unsent += 1
 
     def receive(self, timeout_ms: int = 0) -> None:
         for socket, _ in self.poller.poll(timeout_ms):
@@ -96,19 +100,22 @@ class Load:
                         if old is None or old.plan_id != message.plan_id:
                             self.news_ms.append(took)
 
-    def run(self, rate: float, seconds: float) -> tuple[int, float]:
-        """Send at ``rate`` iterations a second and scheduler, evenly spread; returns records sent, and seconds."""
-        count, sent, began = len(self.sockets), 0, time.monotonic()
-        total = int(rate * seconds * count)
+    def run(self, rate: float, seconds: float, count: int) -> tuple[int, float]:
+        """``rate`` iterations a second and scheduler, ``count`` a frame; returns records sent, and seconds.
+
+        The schedulers' frames are spread evenly over time.
+        """
+        schedulers, sent, began = len(self.sockets), 0, time.monotonic()
+        total = int(rate / count * seconds * schedulers)
         while sent < total:
-            due = min(total, int((time.monotonic() - began) * rate * count))
+            due = min(total, int((time.monotonic() - began) * rate / count * schedulers))
             while sent < due:
-                self.iterate(sent % count, 1 + sent // count)
+                self.look(sent % schedulers, 1 + sent // schedulers * count, count)
                 sent += 1
                 if sent % 8 == 0:
                     self.receive()
             self.receive()
-        return sent, time.monotonic() - began
+        return sent * count, time.monotonic() - began
 
     def status(self) -> dict:
         self.seqs[0] += 1
@@ -149,11 +156,11 @@ def measure(args: argparse.Namespace, schedulers: int, folder: Path) -> dict:
     try:
         load = Load(endpoint, schedulers)
         load.hello()
-        load.run(args.rate, 2.0)
+        load.run(args.rate, 2.0, args.records)
         time.sleep(0.5)
         before, used = load.status(), cpu_seconds(process.pid)
         load.measuring, load.unsent = True, 0
-        sent, took = load.run(args.rate, args.seconds)
+        sent, took = load.run(args.rate, args.seconds, args.records)
         used = cpu_seconds(process.pid) - used
         load.measuring = False
         time.sleep(0.5)
@@ -165,6 +172,7 @@ def measure(args: argparse.Namespace, schedulers: int, folder: Path) -> dict:
     turnarounds, news = load.turnarounds_ms, load.news_ms
     return {
         "schedulers": schedulers,
+        "records_a_frame": args.records,
         "rate_wanted": args.rate * schedulers,
         "rate_sent": sent / took,
         "sent": sent,
@@ -186,6 +194,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--schedulers", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--rate", type=float, default=300.0, help="iterations a second and scheduler")
+    parser.add_argument(
+        "--records", type=int, default=3, help="iterations a frame: an agent looks every 10 ms, so 3 at 300 a second"
+    )
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--policy", default="nightjar")
     parser.add_argument("--log", action="store_true", help="with the decision log of every record")

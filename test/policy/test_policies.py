@@ -12,16 +12,26 @@ from hypothesis import strategies as st
 from sglang_nightjar.core.messages import MAX_INT, Telemetry
 from sglang_nightjar.core.policy import check
 from sglang_nightjar.policies.ema import Ema, EmaParams
+from sglang_nightjar.policies.goodput import Goodput, GoodputParams
+from sglang_nightjar.policies.model import Model, ModelParams
 from sglang_nightjar.policies.nightjar import Nightjar, NightjarParams
 from sglang_nightjar.policies.off import Off
 from sglang_nightjar.policies.static import Static, StaticParams
 from sglang_nightjar.policies.table import Table, TableParams
+from sglang_nightjar.policies.ucb import Ucb, UcbParams
 
 MAKERS = {
     "off": Off,
     "static": lambda **kw: Static(StaticParams(gamma=4), **kw),
     "table": lambda **kw: Table(TableParams(vllm=([1, 4, 5], [9, 16, 2])), **kw),
     "ema": Ema,
+    "ucb": Ucb,
+    "ucb-accepted": lambda **kw: Ucb(UcbParams(reward="accepted", first=1), **kw),
+    "goodput": Goodput,
+    "goodput-profile": lambda **kw: Goodput(GoodputParams(profile=((1, 0, 9, 5e6), (8, 5, 90, 9e6))), **kw),
+    "model": Model,
+    "model-latency": lambda **kw: Model(ModelParams(objective="latency", explore=0.2, pool=False), **kw),
+    "model-slo": lambda **kw: Model(ModelParams(objective="slo", tpot_ms=10.0, ttft_ms=500.0), **kw),
     "nightjar": Nightjar,
     "nightjar-costs": lambda **kw: Nightjar(NightjarParams(bin_iterations=2, switch_cost_ms=50.0, pool=False), **kw),
 }

@@ -64,7 +64,7 @@ class Host:
         self.since = time.time()
         self._batches: deque[_Batch] = deque()
         self._sent = self._done = 0
-        self._waiting: deque[tuple[bytes, bool]] = deque()
+        self._waiting: deque[tuple[bytes, int | None]] = deque()
         self._echoes: list[tuple[str, int]] = []
         self._out = bytearray()
         self._buffer = pipe.Buffer()
@@ -107,11 +107,14 @@ class Host:
         """True when all that was offered before ``mark`` has been worked on."""
         return self._done >= mark
 
-    def offer(self, frame: bytes, telemetry: bool = True, echo: tuple[str, int] | None = None) -> None:
-        """Queue a wire frame. ``echo`` comes out of `receive` when the frame was worked on."""
+    def offer(self, frame: bytes, records: int | None = None, echo: tuple[str, int] | None = None) -> None:
+        """Queue a wire frame. ``echo`` comes out of `receive` when the frame was worked on.
+
+        ``records`` is the number of telemetry records in it; None for what must arrive, as a scheduler's hello must.
+        """
         if len(self._waiting) >= _MAX_WAITING:
             self._drop_half()
-        self._waiting.append((frame, telemetry))
+        self._waiting.append((frame, records))
         if echo is not None:
             self._echoes.append(echo)
 
@@ -120,7 +123,7 @@ class Host:
         if self.error is None and self.ready:
             while self._waiting and len(self._batches) < _IN_HAND:
                 some = [self._waiting.popleft() for _ in range(min(_MAX_BATCH, len(self._waiting)))]
-                self.records += sum(telemetry for _, telemetry in some)
+                self.records += sum(records or 0 for _, records in some)
                 self._sent += 1
                 self._batches.append(_Batch(time.monotonic(), self._echoes))
                 self._echoes = []
@@ -177,7 +180,7 @@ class Host:
     def forget(self, sender: str) -> None:
         """A scheduler is gone."""
         self.latest.pop(sender, None)
-        self.offer(orjson.dumps({"type": "goodbye", "sender": sender}), telemetry=False)
+        self.offer(orjson.dumps({"type": "goodbye", "sender": sender}))
 
     def close(self) -> None:
         """End the worker."""
@@ -234,9 +237,9 @@ class Host:
             self._process.kill()
 
     def _drop_half(self) -> None:
-        """Of what waits, drop the older half of the telemetry; a scheduler's hello and goodbye must arrive."""
+        """Of what waits, drop the older half, but for what must arrive."""
         half = _MAX_WAITING // 2
         old = [self._waiting.popleft() for _ in range(half)]
-        kept = [item for item in old if not item[1]]
+        kept = [item for item in old if item[1] is None]
         self.dropped += half - len(kept)
         self._waiting.extendleft(reversed(kept))

@@ -65,7 +65,7 @@ class Server:
         self.started = time.monotonic()
         self.counters: Counter[str] = Counter()
         self.roster = Roster()
-        self._recent: deque[bytes] = deque(maxlen=_RECENT)
+        self._recent: deque[tuple[bytes, int]] = deque(maxlen=_RECENT)
         #: As of the beginning of the round. One that is born within it gets its telemetry from ``_recent``.
         self._hosts: list[Host] = []
         self._said = OnceAMinute(logger)
@@ -195,9 +195,9 @@ class Server:
             self._introduce(sender, message)
         elif type(message) is Arrivals:
             self.log.frame(frame, at)
-            self._recent.append(frame)
+            self._recent.append((frame, 0))
             for host in self.charge.hosts():
-                host.offer(frame)
+                host.offer(frame, 0)
         elif type(message) is Ack:
             self.log.frame(frame, at)
             sender.refused = message.refused
@@ -216,12 +216,12 @@ class Server:
             return
         if self.log.telemetry:
             self.log.frame(frame, at)
-        self._recent.append(frame)
+        self._recent.append((frame, len(message.records)))
         # The repeated plan goes out when the policy has seen this record: a sign of its life, not only of ours.
         due = now - sender.plan_sent > self.outbox.beat_every
         echo = (sender.sender, record.at_ns) if due else None
         for host in self._hosts:
-            host.offer(frame, True, echo)
+            host.offer(frame, len(message.records), echo)
 
     def _introduce(self, sender: Sender, hello: Hello) -> None:
         allowed = self.config.gamma.candidates
@@ -238,14 +238,14 @@ class Server:
         )
         frame = wire.encode(sender.hello)
         for host in self.charge.hosts():
-            host.offer(frame, telemetry=False)
+            host.offer(frame)
 
     def _warm(self, host: Host, with_telemetry: bool) -> None:
         for _, hello in self.roster.agents():
-            host.offer(wire.encode(hello), telemetry=False)
+            host.offer(wire.encode(hello))
         if with_telemetry:
-            for frame in self._recent:
-                host.offer(frame)
+            for frame, records in self._recent:
+                host.offer(frame, records)
 
     def _tick(self, now: float) -> None:
         failed, swapped = self.charge.tick(now)
