@@ -10,72 +10,116 @@ import argparse
 import gzip
 import json
 import statistics
+import threading
 import time
 import urllib.request
-from dataclasses import replace
 from pathlib import Path
 
-from bench.control_loop.arms import _ADMIN_KEY, FLAGS, start
-from bench.control_loop.load import Phase, run
+from bench.crossover.run import rendered_prompts
+from bench.demo_server import Server
 from bench.provenance import provenance
+from sglang_nightjar.demo.pair import ensure_pair
 
 HERE = Path(__file__).parent
-LOAD_A = ("8:1", "8:2", "10:4", "10:8", "12:16", "12:28")
-LOAD_B = ("6:3", "8:12", "10:22", "8:6", "6:1")
+#: (seconds, clients) of the two closed loops, and tokens of an answer.
+LOAD_A = ((8, 1), (8, 2), (10, 4), (10, 8), (12, 16), (12, 28))
+LOAD_B = ((6, 3), (8, 12), (10, 22), (8, 6), (6, 1))
 TOKENS_A, TOKENS_B = 48, 80
+FLAGS = ("--max-running-requests", "32", "--max-total-tokens", "8192", "--disable-radix-cache", "--sleep-on-idle")
 POLICIES = {
     "off": {"name": "off"},
     "static γ=3": {"name": "static", "params": {"gamma": 3}},
     "table": {"name": "table", "params": {"ranges": [[1, 2, 3], [3, 6, 1], [7, None, 0]]}},
 }
+_ADMIN_KEY = "bench"
 
 
-def put(url: str, policy: dict) -> None:
-    """Put ``policy`` in charge."""
+class ClosedLoop:
+    """Clients whose number follows phases; each sends its next prompt when it has its answer.
+
+    Attributes:
+        answers: (start, end, tokens) of each, s from the beginning.
+        failed: requests without an answer.
+    """
+
+    def __init__(self, url: str, phases: tuple[tuple[int, int], ...], new_tokens: int, seed: int) -> None:
+        self.url, self.phases, self.new_tokens, self.seed = url, phases, new_tokens, seed
+        self.texts = rendered_prompts(None, 256, seed)
+        self.answers: list[tuple[float, float, int]] = []
+        self.failed = 0
+        self._wanted, self._stopping = phases[0][1], threading.Event()
+        self._began = 0.0
+
+    def run(self) -> None:
+        """The whole load; requests that still run at its end are waited for."""
+        threads = [
+            threading.Thread(target=self._client, args=(number,), daemon=True)
+            for number in range(max(clients for _, clients in self.phases))
+        ]
+        self._began = time.time()
+        for thread in threads:
+            thread.start()
+        for seconds, clients in self.phases:
+            self._wanted = clients
+            time.sleep(seconds)
+        self._stopping.set()
+        for thread in threads:
+            thread.join(120)
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second within the phases; an answer's tokens are spread evenly over its time."""
+        end = sum(seconds for seconds, _ in self.phases)
+        return sum(tokens * max(0.0, min(b, end) - a) / (b - a) for a, b, tokens in self.answers) / end
+
+    def _client(self, number: int) -> None:
+        turn = 0
+        while not self._stopping.is_set():
+            if number >= self._wanted:
+                time.sleep(0.02)
+                continue
+            text = self.texts[(number * 7 + turn * 31 + self.seed) % len(self.texts)]
+            turn += 1
+            began = time.time() - self._began
+            tokens = self._ask(text)
+            if tokens is None:
+                self.failed += 1
+            else:
+                self.answers.append((began, time.time() - self._began, tokens))
+
+    def _ask(self, text: str) -> int | None:
+        sampling = {"max_new_tokens": self.new_tokens, "ignore_eos": True, "temperature": 0}
+        body = json.dumps({"text": text, "sampling_params": sampling}).encode()
+        request = urllib.request.Request(f"{self.url}/generate", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=300) as response:
+                return int(json.load(response)["meta_info"]["completion_tokens"])
+        except (OSError, ValueError):
+            return None
+
+
+def start(folder: Path, port: int | None) -> Server:
+    """A server of the demo pair that keeps a decision log in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pair, config = ensure_pair(), folder / "nightjar.yaml"
+    config.write_text(f"policy: {{name: static}}\nlog: {{path: {folder / 'decisions.jsonl'}, max_mb: 1000}}\n")
+    flags = ["--model-path", str(pair.target), *FLAGS, "--admin-api-key", _ADMIN_KEY, "--nightjar-config", str(config)]
+    flags += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(pair.draft)]
+    return Server([*flags, "--speculative-eagle-topk", "1"], folder / "server.log", port=port)
+
+
+def put(server: Server, policy: dict) -> None:
+    """Put ``policy`` in charge. The plan reaches the scheduler with its next requests."""
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {_ADMIN_KEY}"}
-    request = urllib.request.Request(url + "/nightjar/policy", json.dumps(policy).encode(), headers, method="PUT")
+    request = urllib.request.Request(
+        server.url + "/nightjar/policy", json.dumps(policy).encode(), headers, method="PUT"
+    )
     urllib.request.urlopen(request, timeout=60).close()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="for the server's files")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--scale", type=float, default=1.0, help="on the seconds of all phases")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    phases_a, phases_b = ([_scaled(Phase.parse(text), args.scale) for text in load] for load in (LOAD_A, LOAD_B))
-    measured = []
-    with start("nightjar", args.folder) as server:
-        server.generate("Once upon a time", max_new_tokens=8)
-        put(server.url, {"path": str(HERE / "cycle.py")})
-        server.generate("Once upon a time", max_new_tokens=64)
-        began = time.time()
-        run(server.url, phases_a, TOKENS_A, 1)
-        ended = time.time()
-        for name, policy in POLICIES.items():
-            put(server.url, policy)
-            server.generate("Once upon a time", max_new_tokens=8)
-            load = run(server.url, phases_b, TOKENS_B, 2)
-            latencies = [answer.ended - answer.began for answer in load.answers]
-            measured.append(
-                {
-                    "policy": policy, "name": name, "rate": load.rate, "rates": load.rates(), "failed": load.failed,
-                    "latency_s": statistics.mean(latencies), "requests": len(latencies),
-                }
-            )  # fmt: skip
-            print(f"{name}: {load.rate:.1f} tokens/s, {1e3 * statistics.mean(latencies):.0f} ms", flush=True)
-    cut(args.folder / "decisions.jsonl", args.out / "cycle.jsonl.gz", began, ended)
-    result = {
-        "provenance": provenance(flags=FLAGS, load_a=LOAD_A, load_b=LOAD_B, tokens_a=TOKENS_A, tokens_b=TOKENS_B),
-        "phases_b": [[phase.seconds, phase.clients] for phase in phases_b],
-        "measured": measured,
-    }
-    (args.out / "measured.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    server.generate("Once upon a time", max_new_tokens=16)
 
 
 def cut(log: Path, out: Path, began: float, ended: float) -> None:
-    """The part of a decision log between two Unix times, and all greetings."""
+    """The telemetry of a decision log between two Unix times, and all greetings."""
     with log.open("rb") as lines, gzip.GzipFile(out, "wb", mtime=0) as kept:
         for line in lines:
             entry = json.loads(line)
@@ -84,8 +128,34 @@ def cut(log: Path, out: Path, began: float, ended: float) -> None:
                 kept.write(line)
 
 
-def _scaled(phase: Phase, scale: float) -> Phase:
-    return replace(phase, seconds=phase.seconds * scale)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="for the server's files")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    measured = []
+    with start(args.folder, args.port) as server:
+        server.generate("Once upon a time", max_new_tokens=8)
+        put(server, {"path": str(HERE / "cycle.py")})
+        began = time.time()
+        load = ClosedLoop(server.url, LOAD_A, TOKENS_A, 1)
+        load.run()
+        ended = time.time()
+        print(f"cycle: {load.rate:.1f} tokens/s, {load.failed} failed", flush=True)
+        for name, policy in POLICIES.items():
+            put(server, policy)
+            load = ClosedLoop(server.url, LOAD_B, TOKENS_B, 2)
+            load.run()
+            latency = statistics.mean(b - a for a, b, _ in load.answers)
+            line = {"name": name, "policy": policy, "rate": load.rate, "latency_s": latency}
+            measured.append(line | {"requests": len(load.answers), "failed": load.failed})
+            print(f"{name}: {load.rate:.1f} tokens/s, {1e3 * latency:.0f} ms, {load.failed} failed", flush=True)
+    cut(args.folder / "decisions.jsonl", args.out / "cycle.jsonl.gz", began, ended)
+    said = provenance(flags=FLAGS, load_a=LOAD_A, load_b=LOAD_B, tokens_a=TOKENS_A, tokens_b=TOKENS_B)
+    text = json.dumps({"provenance": said, "measured": measured}, indent=1, ensure_ascii=False)
+    (args.out / "measured.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

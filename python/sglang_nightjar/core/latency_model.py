@@ -28,8 +28,8 @@ _FEATURES = 6 + len(_KNEES)
 _PRIOR = np.array([0.9, 0.05, 0.08, 0.01, 0.01, *([0.0] * len(_KNEES))])
 _DEVIATION = np.array([0.5, 0.1, 0.1, 0.02, 0.03, *([0.03] * len(_KNEES))])
 _CONTEXT_SHARE = 0.15
-#: What the formula misses of a cell, and readings that a cell's own word needs to weigh as much as the model's.
-_MISFIT, _OWN = 0.04, 3.0
+#: What the formula misses of a cell, relative; and iterations after which a cell knows its own noise.
+_MISFIT, _ENOUGH = 0.04, 20.0
 _MEMORY = 512
 _EARLY = 5
 _CLIP, _IN_A_ROW = 4.0, 8
@@ -134,6 +134,10 @@ class LatencyModel:
         count = np.array([float(cell.count) for cell in cells])
         age = np.array([float(now - cell.seen) for cell in cells])
         spread = np.array([cell.spread for cell in cells])
+        # A cell that saw little does not know how noisy it is; all of them together do.
+        usual = float(np.sqrt(np.average(spread**2, weights=count)))
+        spread = np.sqrt((count * spread**2 + _ENOUGH * usual**2) / (count + _ENOUGH))
+        own = min(50.0, max(1.0, (usual / _MISFIT) ** 2))
         gamma = np.array([key[1] for key in keys])
         rows = _features(size, gamma)
         rows[:, -1] = context
@@ -149,8 +153,8 @@ class LatencyModel:
         weight[index, column] = count / (1.0 + age / 20_000)
         noise[index, column] = spread**2 / count + _DRIFT * age
         near = _NEIGHBOURS @ np.minimum(weight, 20.0)
-        shared = (_NEIGHBOURS @ (np.minimum(weight, 20.0) * factor)) / (near + _OWN)
-        correction = (weight * factor + _OWN * shared) / (weight + _OWN)
+        shared = (_NEIGHBOURS @ (np.minimum(weight, 20.0) * factor)) / (near + own)
+        correction = (weight * factor + own * shared) / (weight + own)
         grid = self._grid
         grid[:, -1] = self.context_per_request * grid[:, 3]
         base = grid @ self.parameters
@@ -158,7 +162,7 @@ class LatencyModel:
         shape = factor.shape
         self.ns = base.reshape(shape) * np.exp(correction)
         # A neighbour that knows takes from what the formula may miss.
-        model = np.maximum(variance, 0.0).reshape(shape) + _MISFIT**2 * (1.0 - 0.8 * near / (near + _OWN))
+        model = np.maximum(variance, 0.0).reshape(shape) + _MISFIT**2 * (1.0 - 0.8 * near / (near + own))
         self.deviation = np.clip(1.0 / np.sqrt(1.0 / model + 1.0 / noise), 0.0005, 0.5)
 
     def expected_ns(self, batch_size: int, gamma: int) -> float:
