@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import datetime
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from sglang_nightjar.sim import loads
 
 
 def poisson(rate: float, start: float, end: float, draw: random.Random) -> list[float]:
@@ -50,27 +50,8 @@ class TraceRow:
 
 
 def read_trace(path: Path) -> list[TraceRow]:
-    """A file like Azure's ``AzureLLMInferenceTrace_*.csv``: TIMESTAMP, ContextTokens, GeneratedTokens; sorted by time.
-
-    Raises ValueError if it is something else.
-    """
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        wanted = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
-        if (reader.fieldnames or [])[:3] != wanted:
-            raise ValueError(f"{path}: its columns are {reader.fieldnames}, and have to be {wanted}")
-        rows = [(_seconds(row["TIMESTAMP"]), int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in reader]
-    if not rows:
-        raise ValueError(f"{path} has no requests")
-    rows.sort()
-    return [TraceRow(at - rows[0][0], prompt, new) for at, prompt, new in rows]
-
-
-def _seconds(text: str) -> float:
-    # Azure writes seven digits of a second, of which Python takes six.
-    whole, _, fraction = text.partition(".")
-    moment = datetime.datetime.fromisoformat(whole).replace(tzinfo=datetime.UTC)
-    return moment.timestamp() + float(f"0.{fraction or 0}")
+    """A file like Azure's ``AzureLLMInferenceTrace_*.csv``, in order of time. Raises ConfigError."""
+    return [TraceRow(*row) for row in loads.read_trace(path)]
 
 
 def replay(rows: Sequence[TraceRow], rate: float, start: float, seconds: float) -> list[TraceRow]:

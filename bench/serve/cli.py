@@ -156,10 +156,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _trace(path: Path | None) -> tuple[list[TraceRow] | None, str]:
     if path is None:
         return None, ""
-    try:
-        return read_trace(path), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--trace: {error}") from None
+    return read_trace(path), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _models(args: argparse.Namespace) -> tuple[Models, bool]:

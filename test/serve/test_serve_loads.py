@@ -9,6 +9,7 @@ from scipy import stats
 
 from bench.serve import arrivals, scenarios
 from bench.serve.arrivals import TraceRow
+from sglang_nightjar.errors import ConfigError
 
 
 def test_poisson_gaps_are_exponential_and_counts_are_poisson() -> None:
@@ -92,7 +93,7 @@ def test_a_trace_is_read_in_order_and_to_the_microsecond(tmp_path: Path) -> None
     assert [(r.prompt_tokens, r.new_tokens) for r in rows] == [(4808, 10), (3180, 8), (110, 27), (7433, 14)]
     assert [r.at for r in rows] == pytest.approx([0, 0.052, 10, 100], abs=1e-5)
     file.write_text("time,in,out\n1,2,3\n")
-    with pytest.raises(ValueError, match="its columns are"):
+    with pytest.raises(ConfigError, match="is no table of TIMESTAMP"):
         arrivals.read_trace(file)
 
 
