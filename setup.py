@@ -36,7 +36,12 @@ setup(
         "sglang_nightjar.policies": "policies",
     },
     py_modules=["sglang_nightjar_plugin"],
-    package_data={"sglang_nightjar": ["demo/draft/*", "demo/*.json*", "demo/*.txt", "cpu/csrc/*", "observe/*.html"]},
+    package_data={
+        "sglang_nightjar": [
+            *("demo/draft/*", "demo/*.json*", "demo/*.txt"),
+            *("cpu/csrc/*", "observe/*.html", "sim/*.yaml"),
+        ]
+    },
     entry_points={
         "console_scripts": ["nightjar = sglang_nightjar.cli:main"],
         "sglang.srt.plugins": ["nightjar = sglang_nightjar_plugin:load"],
