@@ -20,6 +20,7 @@ from typing import Any
 from sglang_nightjar.core import gammas
 from sglang_nightjar.core.bin_greedy import BUCKETS, Bin, Bucket, Cell, bin_length, next_bin, switch_cost
 from sglang_nightjar.core.messages import Hello, Telemetry
+from sglang_nightjar.core.offload_rule import OffloadRule
 from sglang_nightjar.core.policy import Decision, Policy
 
 _Key = str | tuple[str, str, str, int]
@@ -35,19 +36,23 @@ class NightjarParams:
     memory: iterations over which what a cell has seen fades.
     switch_cost_ms: C_switch where the scheduler reports no table.
     pool: schedulers with the same models and hardware share what they learn.
+    watermark: part of the KV cache; with less of it free, at γ=0, the draft gives its memory up. 0: only for a queue.
+    persistence_s: seconds that this must last, and what ends it.
     """
 
     bin_iterations: int = field(default=8, metadata={"min": 1, "max": 100_000})
     memory: int = field(default=4096, metadata={"min": 2, "max": 10**9})
     switch_cost_ms: float = field(default=0.0, metadata={"min": 0.0, "max": 1e6})
     pool: bool = True
+    watermark: float = field(default=0.1, metadata={"min": 0.0, "max": 0.45})
+    persistence_s: float = field(default=2.0, metadata={"min": 0.0, "max": 3600.0})
 
 
 class _Scheduler:
     """One scheduler: its bins, its random numbers, and what it did last."""
 
-    def __init__(self, hello: Hello, key: _Key, pool: list[Bucket], random: Random) -> None:
-        self.hello, self.key, self.pool, self.random = hello, key, pool, random
+    def __init__(self, hello: Hello, key: _Key, pool: list[Bucket], random: Random, rule: OffloadRule) -> None:
+        self.hello, self.key, self.pool, self.random, self.rule = hello, key, pool, random, rule
         self.bins: list[Bin | None] = [None] * len(BUCKETS)
         self.drafting = hello.start_gamma > 0
         self.lag = 0
@@ -75,7 +80,8 @@ class Nightjar(Policy):
             # The order of joining, not the id: the same load replayed has other ids.
             random = Random(f"{self.seed}/{self.joined}")
             self.joined += 1
-            self.schedulers[hello.sender] = _Scheduler(hello, key, self._pool(key), random)
+            rule = OffloadRule(hello, self.params.watermark, self.params.persistence_s)
+            self.schedulers[hello.sender] = _Scheduler(hello, key, self._pool(key), random, rule)
         return self._decision(self.schedulers[hello.sender], "joined")
 
     def telemetry(self, sender: str, record: Telemetry) -> Decision | None:
@@ -91,6 +97,10 @@ class Nightjar(Policy):
         was_drafting = scheduler.drafting
         scheduler.drafting, scheduler.lag, scheduler.bucket = gamma > 0, record.lag_max, index
         current = scheduler.bins[index]
+        # Exploring is no wish for drafts: what else would be done counts.
+        wanted = bucket.best(scheduler.hello.candidates, False, self._switch_ns(scheduler, BUCKETS[index]))
+        if scheduler.rule.note(record, bool(wanted)):
+            return self._decision(scheduler, scheduler.rule.reason)
         length = bin_length(self.params.bin_iterations, BUCKETS[index])
         if current is not None and not current.step(gamma, length):
             # What other buckets should do depends on whether the draft is on.
@@ -156,7 +166,7 @@ class Nightjar(Policy):
             else:
                 arm = best[min(visited, key=lambda other, index=index: abs(other - index))]  # type: ignore[misc]
             planned.append(scheduler.hello.start_gamma if arm is None else arm)
-        return Decision(gammas.from_starts(BUCKETS, planned), reason)
+        return Decision(gammas.from_starts(BUCKETS, planned), reason, scheduler.rule.residency)
 
     def _best_arms(self, scheduler: _Scheduler) -> list[int | None]:
         """The best arm of each bucket, None where nothing was tried."""

@@ -43,7 +43,7 @@ def test_off_is_a_name_and_no_boolean():
     [
         ("policy: {name: [", "no YAML"),
         ("policy: !!python/object/apply:os.system [ls]", "no YAML"),
-        ("polcy: {}", "polcy: there is no such setting; allowed are: policy, shadow, gamma, link, log"),
+        ("polcy: {}", "polcy: there is no such setting; allowed are: policy, shadow, gamma, memory, link, log"),
         ("policy: nightjar", "policy: 'nightjar' must be a mapping"),
         ("policy: {name: a, path: b.py}", "policy: name and path can't both be set"),
         ("policy: {timeout: 0}", r"policy.timeout: 0.0 must be a number from 0.05 to 60.0"),

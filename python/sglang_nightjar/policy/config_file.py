@@ -65,20 +65,16 @@ class GammaSection:
 
 @dataclass(frozen=True)
 class MemorySection:
-    """What the draft may cost while it is not used. ``watermark`` and ``persistence`` are applied on save.
+    """What the draft may cost while it is not used. Read when a server starts.
 
     Attributes:
         mode: ``offload`` lets policies send the draft away, so that its memory becomes KV cache; ``keep`` does not.
-        watermark: part of the KV cache; with less of it free, and γ=0, policies may send the draft away.
-        persistence: seconds that this must last.
         retract: whether requests may be retracted to make room for the draft's return; else it waits until there is.
         journal_mb: of the target's hidden states that are kept for a draft at γ=0; what no longer fits is computed
             anew before the draft is used again. 0 keeps none.
     """
 
     mode: str = field(default="offload", metadata={"choices": ("offload", "keep")})
-    watermark: float = field(default=0.1, metadata={"min": 0.0, "max": 1.0})
-    persistence: float = field(default=2.0, metadata={"min": 0.0, "max": 3600.0})
     retract: bool = False
     journal_mb: int = field(default=256, metadata={"min": 0, "max": 1_048_576})
 
