@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 WINDOWS = (16.0, 96.0, 2048.0)
 #: Iterations over which the windows are judged, and how sharply. Requests differ, so errors are larger than a
 #: binomial's; half of its log-likelihood is taken.
-_JUDGED, _SHARPNESS = 48.0, 0.25
+_JUDGED, _SHARPNESS = 128.0, 0.25
 #: Positions that are judged: the others see fewer drafts.
 _JUDGED_POSITIONS = 2
 #: Standard deviations by which a window must contradict the longest one. Requests differ, so iterations are not

@@ -24,7 +24,7 @@ import numpy as np
 SIZES = (*range(1, 9), *(base * step for base in (2, 4, 8, 16, 32, 64, 128, 256) for step in (5, 6, 7, 8)))
 _KNEES = (16.0, 64.0, 256.0)
 _FEATURES = 6 + len(_KNEES)
-#: Prior mean and deviation of each parameter but the context's, in shares of the shortest cell.
+#: Prior mean and deviation of each parameter but the context's, in shares of an iteration of one row.
 _PRIOR = np.array([0.9, 0.05, 0.08, 0.01, 0.01, *([0.0] * len(_KNEES))])
 _DEVIATION = np.array([0.5, 0.1, 0.1, 0.02, 0.03, *([0.03] * len(_KNEES))])
 _CONTEXT_SHARE = 0.15
@@ -176,9 +176,11 @@ class LatencyModel:
 
     def _solve(self, rows: np.ndarray, ns: np.ndarray, variance: np.ndarray, context: float) -> np.ndarray:
         """Fit the parameters, none negative; returns their covariance."""
-        shortest = float(ns.min())
-        mean = np.append(_PRIOR, 0.3 * _CONTEXT_SHARE / max(context, 1.0)) * shortest
-        deviation = np.append(_DEVIATION, _CONTEXT_SHARE / max(context, 1.0)) * shortest
+        mean = np.append(_PRIOR, 0.3 * _CONTEXT_SHARE / max(context, 1.0))
+        # One iteration of the prior's kind: what the cells' times say it takes.
+        unit = float(np.median(ns / (rows @ mean)))
+        mean = mean * unit
+        deviation = np.append(_DEVIATION, _CONTEXT_SHARE / max(context, 1.0)) * unit
         scaled = rows / ns[:, None]
         weighted = scaled / variance[:, None]
         gram = scaled.T @ weighted + np.diag(deviation**-2.0)

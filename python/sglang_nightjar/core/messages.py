@@ -107,7 +107,8 @@ class Telemetry(NamedTuple):
         batch_size: requests that decoded (never those that prefilled).
         gamma: the γ recorded on this iteration's result.
         committed: tokens that the requests gained, at most batch_size · (gamma + 1).
-        context_tokens: length of all requests of the batch, together.
+        context_tokens: length of the running requests, together. This, the queue, ``running`` and ``kv_`` are as of the
+            moment when the record is made, up to 10 ms later.
         prefill_tokens: prompt tokens computed within ``iteration_ns``; above 0 the iteration was shared.
         queue_length, queued_tokens: waiting requests, and their prompt tokens.
         running: requests that are running, prefilling ones included.
