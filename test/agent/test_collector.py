@@ -37,14 +37,13 @@ def make_scheduler(queue: int = 0) -> Fake:
         tree_cache=Fake(evictable_size=lambda: 77),
         waiting_queue=[Fake(origin_input_ids=[0] * 10)] * queue,
         grammar_manager=Fake(grammar_queue=[]),
-        running_batch=Fake(reqs=[1, 2]),
+        running_batch=Fake(reqs=[Fake(kv_committed_len=53)] * 2),
         max_total_num_tokens=1000,
     )
 
 
 def make_batch(size: int = 2, extend: int | None = None) -> Fake:
-    reqs = [Fake(kv_committed_len=50)] * size
-    return Fake(reqs=reqs, launch_ts=time.monotonic(), extend_num_tokens=extend)
+    return Fake(reqs=[None] * size, launch_ts=time.monotonic(), extend_num_tokens=extend)
 
 
 def make_result(gamma: int, correct: list[int]) -> Fake:
@@ -60,9 +59,9 @@ class Bench:
         self.sampler = Sampler(make_scheduler(queue), deque() if launches is None else launches, 100)
         self.collector = Collector()
 
-    def decode(self, result: Fake, context: int = 100) -> Telemetry:
-        self.sampler.decode(make_batch(), result, context, 5000)
-        return self.collector.record(self.sampler.samples.popleft())
+    def decode(self, result: Fake) -> Telemetry:
+        self.sampler.decode(make_batch(), result, 5000)
+        return self.collector.record(self.sampler.samples.popleft(), self.sampler.pressure())
 
     def prefill(self, batch: Fake) -> None:
         self.sampler.prefill(batch)
@@ -76,7 +75,8 @@ def test_the_record_is_credited_to_the_gamma_and_plan_of_its_launch_and_survives
     second = bench.decode(make_result(0, [0, 0]))
     assert (first.iteration, first.gamma, first.plan_id, first.committed, first.accepted) == (1, 3, 7, 6, (2, 1, 1))
     assert (second.iteration, second.gamma, second.plan_id, second.committed, second.accepted) == (2, 0, 8, 2, ())
-    assert (first.context_tokens, first.kv_used, first.queue_length, first.queued_tokens) == (106, 123, 3, 30)
+    assert (first.context_tokens, first.running, first.kv_used, first.kv_capacity) == (106, 2, 123, 1000)
+    assert (first.queue_length, first.queued_tokens) == (3, 30)
     batch = TelemetryBatch("s", 1, (first, second))
     assert decode(encode(batch)) == batch
 

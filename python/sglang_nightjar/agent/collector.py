@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from sglang_nightjar.agent.overhead import Overhead
-from sglang_nightjar.agent.sampler import DecodeSample, PrefillSample
+from sglang_nightjar.agent.sampler import DecodeSample, PrefillSample, Pressure
 from sglang_nightjar.core.messages import Telemetry
 
 #: A batch launched so long after the last result found an idle scheduler: its iteration starts with its launch.
@@ -53,8 +53,8 @@ class Collector:
         self._prefill_tokens += sample.tokens
         self._result_ns = sample.at_ns
 
-    def record(self, sample: DecodeSample) -> Telemetry:
-        """The record of a decode iteration."""
+    def record(self, sample: DecodeSample, pressure: Pressure) -> Telemetry:
+        """The record of a decode iteration; ``pressure`` is that of now."""
         self._note_start(sample.launched_s)
         self.overhead.note(sample.overhead_ns)
         gamma = (sample.width or 1) - 1
@@ -75,13 +75,13 @@ class Collector:
             batch_size=sample.batch_size,
             gamma=gamma,
             committed=committed,
-            context_tokens=sample.context_tokens + committed,
+            context_tokens=pressure.context_tokens,
             prefill_tokens=self._prefill_tokens,
-            queue_length=sample.queue_length,
-            queued_tokens=sample.queued_tokens,
-            running=sample.running,
-            kv_used=max(0, sample.kv_used),
-            kv_capacity=sample.kv_capacity,
+            queue_length=pressure.queue_length,
+            queued_tokens=pressure.queued_tokens,
+            running=pressure.running,
+            kv_used=pressure.kv_used,
+            kv_capacity=pressure.kv_capacity,
             retractions=totals.retractions,
             lag_max=sample.lag_max,
             lag_total=sample.lag_total,

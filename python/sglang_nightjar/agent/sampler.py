@@ -46,7 +46,6 @@ class DecodeSample(NamedTuple):
     Attributes:
         width: tokens verified per request, γ + 1; None without speculation.
         correct: accepted draft tokens of each request.
-        context_tokens: before this iteration.
         overhead_ns: what the agent cost the scheduler's thread in the iteration before.
         residency, lag_max, lag_total: as in `Telemetry`.
     """
@@ -57,12 +56,6 @@ class DecodeSample(NamedTuple):
     width: int | None
     correct: list[int] | None
     launch: Launch | None
-    context_tokens: int
-    queue_length: int
-    queued_tokens: int
-    running: int
-    kv_used: int
-    kv_capacity: int
     cuda_graph: bool
     overhead_ns: int
     residency: int = 0
@@ -70,8 +63,23 @@ class DecodeSample(NamedTuple):
     lag_total: int = 0
 
 
+class Pressure(NamedTuple):
+    """How full the scheduler is, as `core.messages.Telemetry` has it."""
+
+    context_tokens: int = 0
+    queue_length: int = 0
+    queued_tokens: int = 0
+    running: int = 0
+    kv_used: int = 0
+    kv_capacity: int = 0
+
+
 class Sampler:
-    """Takes the samples; everything else about them happens on the thread that reads ``samples``."""
+    """Takes the samples; everything else about them happens on the thread that reads ``samples``.
+
+    With the caches emptied by the model every attribute read costs the scheduler about a microsecond, so what can be
+    read a little later is: `pressure` belongs to the reading thread.
+    """
 
     def __init__(self, scheduler: Any, launches: deque[Launch], bound: int):
         """At most ``bound`` samples wait to be read; then the oldest are dropped."""
@@ -86,39 +94,46 @@ class Sampler:
         """A prefill's result was processed."""
         self.samples.append(PrefillSample(time.monotonic_ns(), batch.launch_ts, batch.extend_num_tokens or 0))
 
-    def decode(self, batch: Any, result: Any, context_tokens: int, overhead_ns: int) -> None:
+    def decode(self, batch: Any, result: Any, overhead_ns: int) -> None:
         """A decode iteration's result was processed."""
-        scheduler = self._scheduler
-        now, queue, capacity = time.monotonic_ns(), scheduler.waiting_queue, scheduler.max_total_num_tokens
-        if self._is_hybrid:
-            used = scheduler.pool_stats_observer.get_pool_stats().full_num_used
-        else:
-            free = scheduler.token_to_kv_pool_allocator.available_size()
-            used = capacity - free - scheduler.tree_cache.evictable_size()
         self.samples.append(
             DecodeSample(
-                now,
+                time.monotonic_ns(),
                 batch.launch_ts,
                 len(batch.reqs),
                 result.speculative_num_draft_tokens,
                 result.num_correct_drafts_per_req_cpu,
                 self._launches.popleft() if self._launches else None,
-                context_tokens,
-                len(queue) + len(scheduler.grammar_manager.grammar_queue),
-                self._queued(queue, now) if queue else 0,
-                len(scheduler.running_batch.reqs),
-                used,
-                capacity,
                 result.can_run_cuda_graph,
                 overhead_ns,
                 *residency.report(),
             )
         )
 
-    def _queued(self, queue: list[Any], now: int) -> int:
+    def pressure(self) -> Pressure:
+        """As of now. The scheduler may be at work meanwhile: a figure can be that of the moment before."""
+        scheduler = self._scheduler
+        queue, capacity = scheduler.waiting_queue, scheduler.max_total_num_tokens
+        running = list(scheduler.running_batch.reqs)
+        if self._is_hybrid:
+            used = scheduler.pool_stats_observer.get_pool_stats().full_num_used
+        else:
+            free = scheduler.token_to_kv_pool_allocator.available_size()
+            used = capacity - free - scheduler.tree_cache.evictable_size()
+        return Pressure(
+            sum([req.kv_committed_len for req in running]),
+            len(queue) + len(scheduler.grammar_manager.grammar_queue),
+            self._queued(queue) if queue else 0,
+            len(running),
+            max(0, used),
+            capacity,
+        )
+
+    def _queued(self, queue: list[Any]) -> int:
         """Prompt tokens of the waiting requests; of a long queue, an estimate from its head."""
+        now = time.monotonic_ns()
         if now - self._queue_counted_ns > _QUEUE_PERIOD_NS:
             self._queue_counted_ns = now
             head = queue[:_QUEUE_COUNTED]
-            self._queued_tokens = sum([len(req.origin_input_ids) for req in head]) * len(queue) // len(head)
+            self._queued_tokens = sum([len(req.origin_input_ids) for req in head]) * len(queue) // max(1, len(head))
         return self._queued_tokens

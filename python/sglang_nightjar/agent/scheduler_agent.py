@@ -21,7 +21,7 @@ from sglang_nightjar.agent.decision import Decision
 from sglang_nightjar.agent.interval import ProposedInLogInterval
 from sglang_nightjar.agent.link import Link, rate_limited
 from sglang_nightjar.agent.regimes import RegimeLog
-from sglang_nightjar.agent.sampler import PrefillSample, Sampler
+from sglang_nightjar.agent.sampler import PrefillSample, Pressure, Sampler
 from sglang_nightjar.agent.selector import GammaSelector
 from sglang_nightjar.agent.settings import Settings
 from sglang_nightjar.agent.steering import Steering
@@ -64,7 +64,7 @@ class SchedulerAgent:
         self._sampler = Sampler(scheduler, selector.launches, _SAMPLES)
         # Where the thread leaves the newest decision. Each end of a deque is safe to use from one thread.
         self._decided: deque[Decision] = deque(maxlen=1)
-        self._context_tokens = 0
+        self._pressure = Pressure()
         self._spent_ns = 0
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nightjar-agent", daemon=True)
@@ -107,11 +107,9 @@ class SchedulerAgent:
             return
         started = time.perf_counter_ns()
         gamma = (result.speculative_num_draft_tokens or 1) - 1
-        context_tokens = 0
-        for req in batch.reqs:
-            req.spec_num_cap_tokens += gamma
-            context_tokens += req.kv_committed_len
-        self._context_tokens = context_tokens
+        if gamma:
+            for req in batch.reqs:
+                req.spec_num_cap_tokens += gamma
         self._spent_ns += time.perf_counter_ns() - started
 
     def after_result(self, batch: Any, result: Any) -> None:
@@ -120,7 +118,7 @@ class SchedulerAgent:
         if batch.forward_mode.is_decode():
             if self.place.decides:
                 spent, self._spent_ns = self._spent_ns, 0
-                self._sampler.decode(batch, result, self._context_tokens, spent)
+                self._sampler.decode(batch, result, spent)
             elif self.selector.launches:
                 self.selector.launches.popleft()
         elif batch.forward_mode.is_extend() and self.place.decides:
@@ -152,16 +150,22 @@ class SchedulerAgent:
     def _report(self) -> None:
         """Turn the samples that are there into records, and send them."""
         samples = self._sampler.samples
+        if samples:
+            # Reads what another thread writes; should that ever fail, the figures of the last look stand.
+            self.guarded(self._look_at_pressure)
         while samples:
             sample = samples.popleft()
             if isinstance(sample, PrefillSample):
                 self.collector.note_prefill(sample)
                 continue
-            record = self.collector.record(sample)
+            record = self.collector.record(sample, self._pressure)
             decision = self.selector.decision
             self.regimes.note(record.gamma, record.batch_size, record.iteration, decision.source, decision.reason)
             if self.client is not None:
                 self.client.post(record)
+
+    def _look_at_pressure(self) -> None:
+        self._pressure = self._sampler.pressure()
 
     def _steer(self) -> None:
         """See what the policy process says, and leave it for the scheduler."""
