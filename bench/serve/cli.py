@@ -14,6 +14,7 @@ from typing import Any
 
 from bench.serve import arms, report
 from bench.serve.arrivals import TraceRow, read_trace
+from bench.serve.measurement import Measurement
 from bench.serve.order import order
 from bench.serve.prompts import PromptSource
 from bench.serve.reference import Reference
@@ -23,6 +24,7 @@ from bench.serve.servers import Fleet, Models, ServerFault
 from bench.serve.settings import Settings
 from bench.serve.store import Store
 from sglang_nightjar.errors import ConfigError
+from sglang_nightjar.observe.client import ServerError
 
 _HERE = Path(__file__).parent
 #: Two servers and three runs of 20 s: a look at everything within five minutes, not a result.
@@ -113,15 +115,19 @@ def run(args: argparse.Namespace) -> int:
     code = 0
     with tempfile.TemporaryDirectory(prefix="nightjar-bench-") as folder:
         fleet = Fleet(models, settings, Path(folder), args.side_by_side, args.port)
+        bench = Bench(store, chosen, Measurement(settings, source, fleet, reference, args.around), _say)
         try:
             with fleet:
-                Bench(store, settings, chosen, source, fleet, reference, args.around, _say).run(runs, within_s)
+                bench.run(runs, within_s)
         except KeyboardInterrupt:
             _say("interrupted; the same command goes on from here")
             code = 130
-        except (ServerFault, RuntimeError, TimeoutError) as error:
+        except (ServerFault, ServerError, OSError, RuntimeError) as error:
             print(f"nightjar bench: {error}", file=sys.stderr)
             code = 1
+    if bench.left_out:
+        _say(f"could not be made: {', '.join(bench.left_out)}; the same command tries again")
+        code = code or 1
     if any(store.all()):
         _say(f"written: {report.write(store)}")
     return code

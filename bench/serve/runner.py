@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
-from bench.provenance import ROOT, provenance
-from bench.serve import measures, server_side, validity
-from bench.serve.arms import ADAPTIVE, Arm
 from bench.serve.forecast import Forecast, duration
-from bench.serve.job import Clients, Job, Outcome
-from bench.serve.measures import Objectives
+from bench.serve.measurement import Measurement
 from bench.serve.order import Run
-from bench.serve.prompts import PromptSource
-from bench.serve.reference import Reference
-from bench.serve.scenarios import Phase, Scenario
-from bench.serve.server_side import Counters, LogMark
-from bench.serve.servers import Fleet, Server, ServerFault, Usage
-from bench.serve.settings import Settings, make_job
+from bench.serve.scenarios import Scenario
+from bench.serve.servers import ServerFault
 from bench.serve.store import Store
-from sglang_nightjar.observe.client import Client
+from sglang_nightjar.observe.client import ServerError
 
-Say = Callable[[str], None]
+#: So many runs in a row that can't be made end a benchmark.
+_HOPELESS = 3
 
 
 @dataclass
@@ -39,163 +25,50 @@ class Bench:
 
     Attributes:
         scenarios: by name.
-        reference: judges answers; None where they are not checked.
-        around: a command to run each load under, such as ``taskset -c 3``.
+        left_out: runs that could not be made.
     """
 
     store: Store
-    settings: Settings
     scenarios: dict[str, Scenario]
-    source: PromptSource
-    fleet: Fleet
-    reference: Reference | None
-    around: str = ""
-    say: Say = print
+    measurement: Measurement
+    say: Callable[[str], None] = print
+    left_out: list[str] = field(default_factory=list)
 
     def run(self, runs: Sequence[Run], within_s: float | None = None) -> None:
         """Make those that are missing; with ``within_s`` only while they are expected to end within so many seconds.
 
-        Raises KeyboardInterrupt; what is finished is kept.
+        Raises KeyboardInterrupt, and what a server raised that failed several times in a row; what is finished is kept.
         """
-        began = time.monotonic()
-        forecast = Forecast(self.scenarios, self.settings.warm_up_s, self.fleet.side_by_side)
+        fleet, warm_up_s = self.measurement.fleet, self.measurement.settings.warm_up_s
+        forecast = Forecast(self.scenarios, warm_up_s, fleet.side_by_side)
+        began, in_a_row = time.monotonic(), 0
         todo = [run for run in runs if not self.store.has(run.name)]
         if len(todo) < len(runs):
             self.say(f"{len(runs) - len(todo)} of {len(runs)} runs are there already")
         for number, run in enumerate(todo):
-            before, starts = time.monotonic(), len(self.fleet.starts)
-            if within_s is not None:
-                wanted = forecast.seconds([run], self.fleet.up, self.fleet.starts)
-                if before - began + wanted > within_s:
-                    self.say(f"no time for the next run; the same command goes on, with {len(todo) - number} runs")
-                    return
-            result = self._measure(run)
+            where = f"[{number + 1}/{len(todo)}]"
+            before, starts = time.monotonic(), len(fleet.starts)
+            if within_s is not None and before - began + forecast.seconds([run], fleet.up, fleet.starts) > within_s:
+                self.say(f"no time for the next run; the same command goes on, with {len(todo) - number} runs")
+                return
+            if run.arm.server not in fleet.up:
+                self.say(f"starting a server: {run.arm.server}")
+            try:
+                result = self.measurement.make(run, self.scenarios[run.scenario])
+            except (ServerFault, ServerError, OSError, RuntimeError) as error:
+                self.left_out.append(run.name)
+                in_a_row += 1
+                if in_a_row == _HOPELESS:
+                    raise
+                self.say(f"{where} {run.name} could not be made: {error}")
+                fleet.stop()
+                continue
+            in_a_row = 0
             self.store.save(run.name, result)
-            spent = time.monotonic() - before - sum(self.fleet.starts[starts:])
+            spent = time.monotonic() - before - sum(fleet.starts[starts:])
             forecast.besides.append(max(0.0, spent - self.scenarios[run.scenario].seconds))
-            left = forecast.seconds(todo[number + 1 :], self.fleet.up, self.fleet.starts)
-            self.say(f"[{number + 1}/{len(todo)}] {_line(result)}" + (f"; {duration(left)} left" if left else ""))
-
-    def _measure(self, run: Run) -> dict[str, Any]:
-        arm, scenario = run.arm, self.scenarios[run.scenario]
-        if arm.server not in self.fleet.up:
-            self.say(f"starting a server: {arm.server}")
-        server = self.fleet.get(arm.server)
-        key = server.key or ""
-        self.fleet.prepare(server, arm, lambda: self._warm_up(server.url, key))
-        job = make_job(scenario, run.repetition, self.settings, self.source, server.url, key)
-
-        log = self.fleet.decision_log(arm.server)
-        mark = LogMark.end_of(log) if log else None
-        usage, counters = Usage.of(server), self._counters(server) if arm.policy else None
-        outcome = self._generate(job, self.around)
-        used = Usage.of(server).since(usage)
-        after = self._counters(server) if arm.policy else None
-        time.sleep(0.5 if mark else 0)  # The log is written every 0.2 s.
-
-        faults = validity.of_answers(job, outcome.answers) + validity.of_generator(job, outcome)
-        faults += validity.of_capacity(self.fleet.wanted_capacity(arm.server), self.fleet.capacity(server))
-        side: dict[str, Any] = {"load": server_side.from_samples(outcome.samples), "processes": used}
-        if counters is not None and after is not None:
-            side["counters"] = after.since(counters)
-            faults += validity.of_policy(str(_policy_name(arm.policy, counters)), after.policy, side["counters"])
-        if mark is not None:
-            side["log"] = server_side.from_log(list(mark.lines()), outcome.began, outcome.wall_s)
-        if self.reference is not None:
-            faults += validity.of_texts(self.reference.wrong(job, outcome.answers))
-        return self._result(run, scenario, job, outcome, side, faults)
-
-    def _result(
-        self,
-        run: Run,
-        scenario: Scenario,
-        job: Job,
-        outcome: Outcome,
-        side: dict[str, Any],
-        faults: list[validity.Fault],
-    ) -> dict[str, Any]:
-        answers = outcome.answers
-        objectives = Objectives(self.settings.slo_ttft_s, self.settings.slo_tpot_s)
-        whole = [(0.0, scenario.seconds)]
-        return {
-            "run": run.name,
-            "scenario": run.scenario,
-            "arm": run.arm.name,
-            "label": run.arm.label,
-            "server": run.arm.server,
-            "repetition": run.repetition,
-            "open_loop": scenario.is_open,
-            "phases": [asdict(phase) for phase in scenario.phases],
-            "provenance": provenance(),
-            "began": outcome.began,
-            "faults": [asdict(fault) for fault in faults],
-            "whole": measures.measure(answers, whole, objectives) | _totals(run.arm, answers, outcome),
-            "by_phase": measures.by_phase(answers, scenario.phases, objectives),
-            "quantiles": {
-                "ttft_s": measures.quantiles(answers, measures.ttft),
-                "tpot_s": measures.quantiles(answers, measures.tpot),
-                "latency_s": measures.quantiles(answers, measures.latency),
-            },
-            "seconds": measures.seconds_of(answers, outcome.wall_s),
-            "generator": {
-                "cpu_s": outcome.cpu_s,
-                "late_s": measures.summary([a.sent - a.due for a in answers]),
-                "worst_lag_s": outcome.worst_lag,
-                "wall_s": outcome.wall_s,
-            },
-            "server_side": side,
-            "answers": [asdict(answer) for answer in answers],
-        }
-
-    def _counters(self, server: Server) -> Counters:
-        return Counters.of(Client(server.url, server.key).status())
-
-    def _warm_up(self, url: str, key: str) -> None:
-        """A closed loop that grows from one request to as many as may run. Its prompts are those of no run."""
-        seconds, most = self.settings.warm_up_s, self.settings.max_running_requests
-        if seconds <= 0:
-            return
-        steps = [(0.2, 1), (0.2, max(1, most // 8)), (0.3, max(1, most // 3)), (0.3, most)]
-        clients = tuple(Clients(seconds * share, number) for share, number in steps)
-        scenario = Scenario("warm-up", "", (Phase("", 0.0, seconds),), clients=clients)
-        self._generate(make_job(scenario, 0, self.settings, self.source, url, key), "")
-
-    def _generate(self, job: Job, around: str) -> Outcome:
-        """Run the generator. Raises KeyboardInterrupt if it was interrupted, and ServerFault if it failed."""
-        with tempfile.TemporaryDirectory() as folder:
-            given, made = Path(folder) / "job.json", Path(folder) / "outcome.json"
-            job.write(given)
-            command = [*shlex.split(around), sys.executable, "-m", "bench.serve.generator", str(given), str(made)]
-            code = subprocess.run(command, cwd=ROOT, check=False).returncode
-            if code in (130, -2):
-                raise KeyboardInterrupt
-            if code != 0 or not made.exists():
-                raise ServerFault(f"the load generator ended with {code}: {shlex.join(command)}")
-            return Outcome.from_json(orjson.loads(made.read_bytes()))
-
-
-def _totals(arm: Arm, answers: Sequence[Any], outcome: Outcome) -> dict[str, Any]:
-    good = [a for a in answers if not a.error]
-    steps, proposed = sum(a.verify_steps for a in good), sum(a.proposed for a in good)
-    return {
-        "sent": len(answers),
-        "failed": len(answers) - len(good),
-        "tokens": sum(len(a.tokens) for a in good),
-        "cached_prompt_tokens": sum(a.cached for a in good),
-        "verify_steps": steps,
-        "proposed": proposed,
-        "accepted": sum(a.accepted for a in good),
-        # γ as the requests saw it: what was proposed for them in a verify step. With its own rule SGLang counts as if γ
-        # were always that of the start.
-        "gamma_per_step": proposed / steps if steps and arm.server != ADAPTIVE else None,
-        "retractions": sum(a.retractions for a in good),
-        "until_last_s": outcome.wall_s,
-    }
-
-
-def _policy_name(policy: dict[str, Any] | None, counters: Counters) -> str:
-    """The name that the policy has in status; one of a file says its own."""
-    return str(policy["name"]) if policy and "name" in policy else counters.policy
+            left = forecast.seconds(todo[number + 1 :], fleet.up, fleet.starts)
+            self.say(f"{where} {_line(result)}" + (f"; {duration(left)} left" if left else ""))
 
 
 def _line(result: dict[str, Any]) -> str:

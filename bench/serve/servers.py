@@ -194,9 +194,14 @@ def _forget(server: Server, client: Client) -> None:
 
 
 def roles(server: Server) -> dict[str, list[int]]:
-    """Process ids of a server by what they do: ``http``, ``scheduler``, ``detokenizer``, ``policy``, ``other``."""
+    """Process ids of a server by what they do: ``http``, ``scheduler``, ``detokenizer``, ``policy``, ``other``.
+
+    Raises ServerFault if it has ended.
+    """
     import psutil
 
+    if server.process.poll() is not None:
+        raise ServerFault(f"the server has ended with {server.process.returncode}: {server.tail(5)}")
     found: dict[str, list[int]] = {"http": [server.process.pid]}
     for pid in server.children():
         with contextlib.suppress(psutil.NoSuchProcess):
