@@ -9,11 +9,12 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_nightjar.agent import scheduler_agent, settings, status
+from sglang_nightjar.agent import identity, scheduler_agent, settings, status
 from sglang_nightjar.agent.decision import Decision
 from sglang_nightjar.agent.selector import GammaSelector
 from sglang_nightjar.draft import upkeep
 from sglang_nightjar.patches.seams import Seam
+from sglang_nightjar.profile import store
 
 ROLES = ("scheduler",)
 
@@ -53,7 +54,8 @@ def start_agent(_result: None, scheduler: Any) -> None:
         gamma = scheduler.server_args.speculative_num_steps or 0
         selector = GammaSelector((gamma,), gamma)
     elif 0 in selector.candidates:
-        upkeep.current = upkeep.Upkeep(scheduler, selector, given.journal_bytes)
+        costs = store.load(identity.pool_of(scheduler.server_args))
+        upkeep.current = upkeep.Upkeep(scheduler, selector, given.journal_bytes, costs)
     agent = scheduler_agent.current = scheduler_agent.SchedulerAgent(scheduler, selector, given)
     scheduler._request_dispatcher += TypeBasedDispatcher([(Decision, agent.apply)])
 

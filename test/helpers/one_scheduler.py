@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -50,10 +51,12 @@ class OneScheduler:
     upkeep: ours.
     gamma: γ that the next iteration shall have.
     used: γ that each decode iteration had.
+    seconds: how long each of them took.
+    verified: by request, (tokens that it had, draft tokens accepted) of each iteration with drafts.
     """
 
-    def __init__(self, target: str, draft: str | None, journal_mb: int = 64, **flags: Any):
-        os.environ.update(STRICT_CHECKS, NIGHTJAR_ACTIVE="1", NIGHTJAR_STRICT="1")
+    def __init__(self, target: str, draft: str | None, journal_mb: int = 64, strict: bool = True, **flags: Any):
+        os.environ.update(NIGHTJAR_ACTIVE="1", NIGHTJAR_STRICT="1", **(STRICT_CHECKS if strict else {}))
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as config:
             memory = {"journal_mb": journal_mb, "mode": "keep"}
             json.dump({"memory": memory, "gamma": {"candidates": GAMMAS}}, config)
@@ -92,7 +95,10 @@ class OneScheduler:
         self.upkeep = upkeep.current
         self.agent = scheduler_agent.current
         self.gamma = 0
+        self._strict = strict
         self.used: list[int] = []
+        self.seconds: list[float] = []
+        self.verified: dict[str, list[tuple[int, int]]] = {}
         self.reqs: dict[str, Any] = {}
 
     def add(self, name: str, ids: Sequence[int], new_tokens: int, **sampling: Any) -> None:
@@ -134,19 +140,33 @@ class OneScheduler:
             self.gamma = gamma
         if self.agent is not None and self.agent.selector.decision.gammas != ((1, None, self.gamma),):
             self.agent.selector.decide(Decision(((1, None, self.gamma),), "policy", 1, "test", "test", 0))
+        started = time.perf_counter()
         plan = scheduler.get_next_batch_to_run(running_batch=scheduler.running_batch, last_batch=scheduler.last_batch)
         scheduler.running_batch = plan.running_batch
         batch, result = plan.batch_to_run, None
         if batch:
+            lengths = [(req.rid, len(req.output_ids)) for req in batch.reqs]
             result = scheduler.run_batch(batch)
             scheduler.process_batch_result(batch, result)
             if batch.forward_mode.is_decode():
                 self.used.append((result.speculative_num_draft_tokens or 1) - 1)
+                self.seconds.append(time.perf_counter() - started)
+            if batch.forward_mode.is_decode() and self.used[-1]:
+                for (name, length), accepted in zip(lengths, result.num_correct_drafts_per_req_cpu, strict=True):
+                    self.verified.setdefault(name, []).append((length, accepted))
         else:
             scheduler.on_idle()
         scheduler.last_batch = batch
-        scheduler.invariant_checker.self_check_during_busy()
+        if self._strict:
+            scheduler.invariant_checker.self_check_during_busy()
         return result
+
+    def forget(self) -> None:
+        """Empty the radix cache, and what was noted of iterations."""
+        assert self.scheduler.flush_cache()
+        self.used.clear()
+        self.seconds.clear()
+        self.verified.clear()
 
     def run(self, gammas: Iterator[int] | None = None, limit: int = 100_000) -> None:
         """Until nothing is left to do; ``gammas`` says γ for each iteration."""
@@ -156,8 +176,9 @@ class OneScheduler:
         raise TimeoutError(f"still busy after {limit} iterations")
 
     def output(self, name: str) -> list[int]:
-        """Tokens that the request got."""
-        return list(self.reqs[name].output_ids)
+        """Tokens that the request got; the last verification may have made more than it asked for."""
+        req = self.reqs[name]
+        return list(req.output_ids)[: req.sampling_params.max_new_tokens]
 
     def accepted_length(self, name: str) -> float:
         """Tokens per verify step so far."""

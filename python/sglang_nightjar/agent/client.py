@@ -76,6 +76,10 @@ class PolicyClient:
         self._backlog.append(record)
         self.flush()
 
+    def introduce_again(self) -> None:
+        """Something that `Hello` says has changed."""
+        self._hello_due = True
+
     def acknowledge(self, plan_id: int, iteration: int, refused: str = "") -> None:
         """Tell what became of a plan; see `core.messages.Ack`."""
         self._acks.append((plan_id, iteration, refused))

@@ -12,6 +12,7 @@ from sglang_nightjar.agent.selector import GammaSelector
 from sglang_nightjar.config import SERVER_ENV
 from sglang_nightjar.core.messages import Hello, make_sender_id
 from sglang_nightjar.draft import status as draft_status
+from sglang_nightjar.draft import upkeep
 from sglang_nightjar.version import __version__
 
 
@@ -51,9 +52,8 @@ class Place:
 def hello_maker(scheduler: Any, place: Place, selector: GammaSelector) -> Callable[[str, int], Hello]:
     """What makes this scheduler's `Hello`, given the sender and the sequence number."""
     args = scheduler.server_args
-    draft = args.speculative_draft_model_path or ""
     draft_bytes = private_draft_bytes(scheduler)
-    device = hardware(args.device)
+    target, draft, device, tp_size = pool_of(args)
 
     def make(sender_id: str, seq: int) -> Hello:
         base, gain = draft_status.kv_tokens(scheduler)
@@ -63,9 +63,9 @@ def hello_maker(scheduler: Any, place: Place, selector: GammaSelector) -> Callab
             server=server(),
             dp_rank=place.dp_rank,
             dp_size=place.dp_size,
-            tp_size=place.tp_size,
-            target=_model_name(args.model_path),
-            draft=_model_name(draft),
+            tp_size=tp_size,
+            target=target,
+            draft=draft,
             hardware=device,
             candidates=selector.candidates,
             start_gamma=selector.fallback_gamma,
@@ -73,11 +73,18 @@ def hello_maker(scheduler: Any, place: Place, selector: GammaSelector) -> Callab
             kv_tokens=base,
             kv_tokens_without_draft=base + gain,
             draft_bytes=draft_bytes,
+            switch_costs=upkeep.current.costs.table(scheduler.max_running_requests) if upkeep.current else (),
             sglang_version=_sglang_version(),
             nightjar_version=__version__,
         )
 
     return make
+
+
+def pool_of(args: Any) -> tuple[str, str, str, int]:
+    """`core.messages.Hello.pool` of a server with these arguments: servers that have it in common have equal costs."""
+    draft = args.speculative_draft_model_path or ""
+    return (_model_name(args.model_path), _model_name(draft), hardware(args.device), args.tp_size)
 
 
 def private_draft_bytes(scheduler: Any) -> int:

@@ -25,6 +25,7 @@ from sglang_nightjar.agent.sampler import PrefillSample, Pressure, Sampler
 from sglang_nightjar.agent.selector import GammaSelector
 from sglang_nightjar.agent.settings import Settings
 from sglang_nightjar.agent.steering import Steering
+from sglang_nightjar.draft import upkeep
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +172,8 @@ class SchedulerAgent:
         """See what the policy process says, and leave it for the scheduler."""
         if self.steering is None or self.client is None:
             return
+        if upkeep.current is not None and upkeep.current.has_news():
+            self.client.introduce_again()
         if (decision := self.steering.next_decision()) is not None:
             self._decided.append(decision)
         self.client.flush()

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from sglang_nightjar.core.messages import Residency
 from sglang_nightjar.core.residency import Event, ResidencyMachine, Wish
+from sglang_nightjar.draft import upkeep
 from sglang_nightjar.draft.elastic_pool import ElasticPool
 from sglang_nightjar.draft.fence import Fence
 from sglang_nightjar.draft.pool_tail import PoolTail
@@ -241,7 +242,7 @@ class DraftResidency:
 def report() -> tuple[int, int, int]:
     """Residency, largest and total lag, as in `core.messages.Telemetry`."""
     if current is None:
-        return (0, 0, 0)
+        return (0, *upkeep.current.lag()) if upkeep.current is not None else (0, 0, 0)
     return (int(current.machine.state), *current.lag())
 
 

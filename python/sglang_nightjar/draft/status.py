@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sglang_nightjar.draft import capacity, residency
+from sglang_nightjar.draft import capacity, residency, upkeep
 
 
 def kv_tokens(scheduler: Any) -> tuple[int, int]:
@@ -17,11 +17,12 @@ def memory(scheduler: Any, draft_bytes: int) -> dict[str, Any]:
     """Parts ``residency``, ``kv``, ``draft`` and ``counters`` of a rank's entry; ``draft_bytes`` are its weights."""
     driver = residency.current
     tokens = capacity.current(scheduler)
+    kept_up = upkeep.current.status() if upkeep.current is not None else {"lag_max": 0}
     if driver is None:
         return {
             "residency": "RESIDENT",
             "kv": {"capacity": tokens, "base": tokens, "extra": 0, "gain": 0},
-            "draft": {"device_bytes": draft_bytes, "host_bytes": 0, "lag_max": 0, "stays": residency.why_not},
+            "draft": {"device_bytes": draft_bytes, "host_bytes": 0, "stays": residency.why_not, **kept_up},
             "counters": {"offloads": 0, "reloads": 0, "residency_failures": 0, "refused_growths": 0, "moved_tokens": 0},
         }
     machine, base = driver.machine, driver.pool.base_tokens
@@ -31,9 +32,9 @@ def memory(scheduler: Any, draft_bytes: int) -> dict[str, Any]:
         "draft": {
             "device_bytes": driver.weights.device_bytes,
             "host_bytes": driver.weights.nbytes,
-            "lag_max": driver.lag()[0],
             "stays": "",
             "why": machine.reason,
+            **kept_up,
         },
         "counters": {
             "offloads": machine.offloads,

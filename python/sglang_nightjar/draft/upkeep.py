@@ -20,6 +20,10 @@ from sglang_nightjar.draft.journal import Journal
 from sglang_nightjar.draft.reserve import Reserve
 from sglang_nightjar.patches.seams import Seam
 
+#: The cell (lag, batch size) by which news are told, and what is news.
+_TYPICAL = (64, 8)
+_NEWS = 0.2
+
 logger = logging.getLogger(__name__)
 
 _UTILS = "sglang.srt.speculative.eagle_utils"
@@ -59,6 +63,7 @@ class Upkeep:
         self.journal = Journal(slots, width, runner.model_config.dtype, journal_bytes, worker.device)
         self.catch_up = CatchUp(worker, self.coverage, self.journal)
         self.costs = costs or SwitchCosts()
+        self._told = self.costs.cost(*_TYPICAL)
         self.reserve = Reserve(selector, scheduler.enable_overlap)
         self._selector = selector
         self._scheduler = scheduler
@@ -109,6 +114,14 @@ class Upkeep:
             stub.topk_index,
             stub.hidden_states,
         )
+
+    def has_news(self) -> bool:
+        """Whether `costs` says something else than when this was last True; called by the agent's thread."""
+        now = self.costs.cost(*_TYPICAL)
+        if abs(now - self._told) <= _NEWS * max(now, self._told):
+            return False
+        self._told = now
+        return True
 
     def lag(self) -> tuple[int, int]:
         """Positions that the draft's cache lacks of running requests: of the worst one, of all."""

@@ -1,0 +1,115 @@
+"""Accepted length after an off period, against that of the same requests at the same place without one."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from bench.one_scheduler import Arm, prompt_ids
+from bench.provenance import provenance
+
+GAMMA = 3
+WARM = 16
+
+
+def always(one: Any, prompts: list[list[int]], length: int) -> dict[str, list[tuple[int, int]]]:
+    """(tokens so far, accepted) of every verify step at γ=3, for ``length`` tokens of each request."""
+    one.forget()
+    for i, ids in enumerate(prompts):
+        one.add(f"r{i}", ids, length)
+    one.run(itertools.repeat(GAMMA))
+    return dict(one.verified)
+
+
+def interrupted(one: Any, prompts: list[list[int]], off: int, steps: int) -> dict[str, Any]:
+    """γ=3, then 0 for ``off`` iterations, then 3 again; the verify steps after that, and what the return cost."""
+    one.forget()
+    for i, ids in enumerate(prompts):
+        one.add(f"r{i}", ids, WARM * 4 + off + 5 * steps)
+    while len(one.used) < WARM:
+        one.step(GAMMA)
+    for _ in range(off):
+        one.step(0)
+    normal = statistics.median(one.seconds[-min(off, 50) :])
+    lag = one.upkeep.lag()
+    marks = {name: len(one.output(name)) for name in one.reqs if not one.reqs[name].finished()}
+    began = len(one.used)
+    one.verified.clear()
+    while sum(gamma > 0 for gamma in one.used[began:]) < steps:
+        one.step(GAMMA)
+    back = one.used[began:].index(GAMMA)
+    found = {
+        "marks": marks,
+        "verified": dict(one.verified),
+        "lag": lag,
+        "decode_ms": 1e3 * normal,
+        "iterations_until_back": back,
+        "longest_until_back_ms": 1e3 * max(one.seconds[began : began + back + 1]),
+    }
+    for req in one.scheduler.running_batch.reqs:
+        req.to_finish = _aborted()
+    one.run(itertools.repeat(GAMMA))
+    return found
+
+
+def _aborted() -> Any:
+    from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+    return FINISH_ABORT("measured")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--off", type=int, nargs="+", default=[50, 500, 2000])
+    parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--kv-tokens", type=int, default=32768)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+
+    prompts = prompt_ids(args.requests)
+    rows = []
+    with Arm(True, max_total_tokens=args.kv_tokens, max_running_requests=32, journal_mb=256) as arm:
+        whole = arm.ask(always, prompts, WARM * 4 + max(args.off) + 5 * args.steps)
+        for off in args.off:
+            found = arm.ask(interrupted, prompts, off, args.steps)
+            rows.append({"off": off, **compared(whole, found, args.steps)})
+            print(rows[-1], flush=True)
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "results.json").write_text(
+        json.dumps({"provenance": provenance(settings=settings), "rows": rows}, indent=1) + "\n"
+    )
+    lines = ["| off, tokens | accepted length, never stopped | after the return | ratio | iterations until back |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for row in rows:
+        lines.append(
+            f"| {row['off']} | {row['never_stopped']:.3f} | {row['after']:.3f} | {row['ratio']:.3f} | "
+            f"{row['iterations_until_back']} |"
+        )
+    (args.out / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def compared(whole: dict[str, list[tuple[int, int]]], found: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Mean accepted lengths (bonus token counted) over each request's next ``steps`` verify steps from its mark on."""
+    after, before = [], []
+    for name, mark in found["marks"].items():
+        after += [accepted for _, accepted in found["verified"].get(name, [])][:steps]
+        before += [accepted for length, accepted in whole[name] if length >= mark][:steps]
+    never_stopped, back = 1 + statistics.mean(before), 1 + statistics.mean(after)
+    return {
+        "never_stopped": never_stopped,
+        "after": back,
+        "ratio": back / never_stopped,
+        "steps": [len(before), len(after)],
+        **{key: found[key] for key in ("lag", "decode_ms", "iterations_until_back", "longest_until_back_ms")},
+    }
+
+
+if __name__ == "__main__":
+    main()

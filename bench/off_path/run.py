@@ -1,0 +1,98 @@
+"""What γ=0 costs: a scheduler with a draft that it does not use, against one that has none."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bench.one_scheduler import Arm, prompt_ids
+from bench.provenance import provenance
+
+ARMS = ("none", "gamma 0")
+
+
+def decode(one: Any, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
+    """Decode ``prompts`` at γ=0; seconds of each decode iteration, and how many requests it had."""
+    one.forget()
+    names = [f"d{i}" for i in range(len(prompts))]
+    for name, ids in zip(names, prompts, strict=True):
+        one.add(name, ids, new_tokens)
+    sizes: list[int] = []
+    while True:
+        count = len(one.seconds)
+        busy = one.step(0) is not None or one.scheduler.waiting_queue
+        if len(one.seconds) > count:
+            sizes.append(len(one.scheduler.running_batch.reqs))
+        if not busy:
+            return {"seconds": list(one.seconds), "sizes": sizes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--repetitions", type=int, default=8)
+    parser.add_argument("--kv-tokens", type=int, default=6144)
+    parser.add_argument("--crowd", type=int, default=96, help="requests sent at once to see how many run; 0: skip")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+
+    draw = random.Random(args.seed)
+    prompts = prompt_ids(max(*args.batches, args.crowd, 1))
+    flags = {"max_total_tokens": args.kv_tokens, "max_running_requests": 64, "disable_radix_cache": True}
+    cells: dict[str, dict[str, list[float]]] = {}
+    crowd: dict[str, float] = {}
+    with ExitStack() as stack:
+        arms = {name: stack.enter_context(Arm(name != "none", **flags)) for name in ARMS}
+        for arm in arms.values():
+            arm.ask(decode, prompts[:2], 8)
+        for batch, repetition in itertools.product(args.batches, range(args.repetitions)):
+            chosen = [prompts[(repetition * batch + i) % len(prompts)] for i in range(batch)]
+            for name in draw.sample(ARMS, len(ARMS)):
+                found = arms[name].ask(decode, chosen, args.new_tokens)
+                full = [s for s, size in zip(found["seconds"], found["sizes"], strict=True) if size == batch]
+                cells.setdefault(str(batch), {}).setdefault(name, []).append(1e3 * statistics.median(full))
+        for name in ARMS if args.crowd else ():
+            found = arms[name].ask(decode, prompts[: args.crowd], 2 * args.new_tokens)
+            # While there is a queue: the last requests to finish run alone in any case.
+            crowd[name] = statistics.mean(found["sizes"][: len(found["sizes"]) // 2])
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    result = {"provenance": provenance(settings=settings), "ms_per_iteration": cells, "mean_running": crowd}
+    (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = table(cells, crowd)
+    (args.out / "table.md").write_text(text)
+    print(text)
+
+
+def table(cells: dict[str, dict[str, list[float]]], crowd: dict[str, float]) -> str:
+    """Medians over the repetitions, and the median of the ratios of neighbours."""
+    lines = ["| requests | no speculation, ms | γ=0, ms | ratio, median (quartiles) |", "| --- | --- | --- | --- |"]
+    for batch, by_arm in cells.items():
+        ratios = [b / a for a, b in zip(by_arm["none"], by_arm["gamma 0"], strict=True)]
+        low, middle, high = quartiles(ratios)
+        medians = [statistics.median(by_arm[name]) for name in ARMS]
+        lines.append(f"| {batch} | {medians[0]:.2f} | {medians[1]:.2f} | {middle:.3f} ({low:.3f} to {high:.3f}) |")
+    if crowd:
+        lines += ["", "| | no speculation | γ=0 |", "| --- | --- | --- |"]
+        lines.append(f"| mean number of running requests | {crowd['none']:.1f} | {crowd['gamma 0']:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+if __name__ == "__main__":
+    main()
