@@ -23,6 +23,9 @@ from .llama import LlamaModel
 from .malloc import give_back_memory
 from .soft_loss import SoftTargetLoss
 
+#: What a step counts for at most in the minutes of training.
+LONGEST_STEP_S = 60.0
+
 
 @dataclass(frozen=True)
 class TrainPlan:
@@ -188,7 +191,8 @@ class Trainer:
             for optimizer in self.optimizers:
                 optimizer.step()
             self.step += 1
-            self.seconds += time.monotonic() - clock
+            # A laptop that slept, or a process that was stopped, did not train meanwhile.
+            self.seconds += min(time.monotonic() - clock, LONGEST_STEP_S)
             clock = time.monotonic()
             seen += int(taught(batch, self.plan.skip).sum())
             losses.append(loss.item())
