@@ -35,7 +35,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="only make the answers, or only train the head on those that are there; both can run at the same time",
     )
     train.add_argument("--packets", type=_positive, metavar="N", help="packets of prompts, about 100,000 tokens each")
-    train.add_argument("--first-packet", type=_not_negative, default=0, metavar="N", help="for several processes, each a part")
+    train.add_argument(
+        "--first-packet", type=_not_negative, default=0, metavar="N", help="for several processes, each a part"
+    )
     train.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps, of about 4,096 tokens each")
     train.add_argument("--minutes", type=_positive, metavar="N", help="train for so long, instead of --steps")
     train.add_argument(
