@@ -32,6 +32,12 @@ SEAMS = (
     Seam(f"{_UTILS}:_eagle_prefill_tail_tokens", ("batch", "next_token_ids"), "call", "tokens after a prompt's end"),
     Seam(f"{_UTILS}:get_draft_recurrent_hidden_state_spec", ("model_runner",), "call", "shape of the draft's state"),
     Seam(f"{_UTILS}:get_draft_input_from_target_hidden_dim", ("model_runner",), "call", "width of the journal"),
+    Seam(
+        "sglang.srt.managers.scheduler:Scheduler._apply_war_barrier",
+        (),
+        "call",
+        "it waits for an event that at γ=0 nobody but us hands over",
+    ),
     Seam("sglang.srt.speculative.eagle_info:EagleDraftInput", None, "call", "to go on without the draft's output"),
 )
 
@@ -88,7 +94,7 @@ class Upkeep:
         table = batch.req_to_token_pool.req_to_token
         behind = coverage.any_stale([table[row, :n] for row, n in zip(rows, batch.prefix_lens, strict=True)])
         # A draft's row depends on those before it, so a prompt behind stale slots waits for them.
-        if mm is not None or (self._wants_drafts(len(rows)) and not any(behind)):
+        if self.available and (mm is not None or (self._wants_drafts(len(rows)) and not any(behind))):
             coverage.wrote(batch.out_cache_loc)
             for row, stale in zip(rows, behind, strict=True):
                 coverage.start(row, 0, stale)
@@ -104,6 +110,7 @@ class Upkeep:
             self.coverage.wrote(batch.out_cache_loc)
             original(batch, result)
             return
+        self._hand_over_read_done()
         slots = batch.out_cache_loc
         self.journal.write(slots, result.logits_output.hidden_states, result.next_token_ids)
         self.coverage.skipped(slots)
@@ -153,6 +160,15 @@ class Upkeep:
             },
             "without_slots": self.reserve.refused,
         }
+
+    def _hand_over_read_done(self) -> None:
+        """Under overlap SGLang waits for the draft to have read the shared buffers; at γ=0 the target is the last."""
+        worker = self._scheduler.draft_worker
+        target, draft = worker.target_worker.model_runner, worker.draft_worker.draft_runner
+        draft.war_fastpath_read_done_event, target.war_fastpath_read_done_event = (
+            target.war_fastpath_read_done_event,
+            None,
+        )
 
     def slots_changed(self, row: int) -> None:
         """The request in ``row`` was given slots of the radix cache for its own."""

@@ -42,6 +42,7 @@ class _Place:
 
 class DraftWeights:
     """Attributes:
+    model: the draft.
     nbytes: what going away frees, in bytes.
     on_device: all of it is there, and valid.
     """
@@ -53,6 +54,7 @@ class DraftWeights:
         reserve: Callable[[int, torch.device], ElasticBuffer] = elastic.reserve,
     ):
         """Moves the weights into the buffer. Raises ValueError if the draft has none of its own."""
+        self.model = draft
         self._homes: _Homes = []
         places = _private_places(draft, target, self._homes)
         if not places:
@@ -125,9 +127,10 @@ class DraftWeights:
         """
         if not self.on_device:
             raise RuntimeError("the draft's weights are away")
-        for found, home in self._homes:
+        for found, home, parameter in self._homes:
+            found.refresh(parameter)
             # In another type it does not fit in, and stays outside.
-            if found.weight.dtype == home.dtype and found.weight.data_ptr() != home.data_ptr():
+            if found.weight.dtype == home.dtype:
                 home.copy_(found.weight)
                 found.weight = home
         packed_linear.epoch += 1
@@ -158,8 +161,8 @@ class DraftWeights:
             self._host[place.offset : place.offset + place.nbytes].copy_(place.source)
 
 
-#: A packed form, and its memory in the buffer.
-_Homes = list[tuple[Any, torch.Tensor]]
+#: A packed form, its memory in the buffer, and what it is the packed form of.
+_Homes = list[tuple[Any, torch.Tensor, torch.Tensor]]
 
 
 def _private_places(draft: torch.nn.Module, target: torch.nn.Module | None, homes: _Homes) -> list[_Place]:
@@ -213,6 +216,6 @@ def _packed_view(found: Any, parameter: torch.Tensor, homes: _Homes) -> Callable
         whole = memory.view(dtype)
         found.weight = torch.as_strided(whole, shape, stride, whole.storage_offset() + offset)
         found.source = parameter.data_ptr()
-        homes.append((found, found.weight))
+        homes.append((found, found.weight, parameter))
 
     return point
