@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from bench.serve.arms import NONE, SGLANG_ADAPTIVE
-from bench.serve.paired import Ratio, ratio
+from bench.serve.paired import Ratio, mean_and_half, ratio
 from bench.serve.results import Figure, Results, phase_speed, speed
 from bench.serve.tables import table
 
@@ -47,8 +48,11 @@ def claim(results: Results, subject: str) -> str:
 
 def gain(results: Results, scenario: str, ours: str, theirs: str) -> float:
     """What is gained: more throughput in a closed loop, less mean latency in an open one; both as a fraction."""
-    value = _ratio(results, scenario, ours, theirs, speed).value
-    return 1 - 1 / value if results.is_open(scenario) else value - 1
+    return _gain(results, scenario, _ratio(results, scenario, ours, theirs, speed).value)
+
+
+def _gain(results: Results, scenario: str, ratio_of_speeds: float) -> float:
+    return 1 - 1 / ratio_of_speeds if results.is_open(scenario) else ratio_of_speeds - 1
 
 
 def best_static(results: Results, scenario: str) -> str | None:
@@ -57,17 +61,36 @@ def best_static(results: Results, scenario: str) -> str | None:
     return max(fixed, key=lambda arm: results.mean(scenario, arm, speed), default=None)
 
 
-def _gains(results: Results, subject: str, others: dict[str, str]) -> dict[str, float]:
-    """By scenario; left out where the two have no repetition in common."""
-    found = {scenario: gain(results, scenario, subject, other) for scenario, other in others.items()}
-    return {scenario: value for scenario, value in found.items() if not math.isnan(value)}
+@dataclass(frozen=True)
+class _Gains:
+    """By scenario; and the mean over scenarios of each repetition that all of them have."""
+
+    by_scenario: dict[str, float]
+    means: list[float]
 
 
-def _row(gains: dict[str, float], goal: float | None, source: str = "") -> list[str]:
-    mean = sum(gains.values()) / len(gains)
+def _gains(results: Results, subject: str, others: dict[str, str]) -> _Gains | None:
+    """Against ``others``, an arm for each scenario; None where there is no repetition in common with any."""
+    found: dict[str, dict[int, float]] = {}
+    for scenario, other in others.items():
+        ours, theirs = (results.by_repetition(scenario, arm, speed) for arm in (subject, other))
+        if common := {n: _gain(results, scenario, ours[n] / theirs[n]) for n in ours if theirs.get(n)}:
+            found[scenario] = common
+    if not found:
+        return None
+    shared = set.intersection(*(set(one) for one in found.values()))
+    means = [sum(one[n] for one in found.values()) / len(found) for n in sorted(shared)]
+    return _Gains({s: gain(results, s, subject, others[s]) for s in found}, means)
+
+
+def _row(gains: _Gains, goal: float | None, source: str = "") -> list[str]:
+    by_scenario = gains.by_scenario
+    mean = sum(by_scenario.values()) / len(by_scenario)
+    _, half = mean_and_half(gains.means)
+    shown = f"{mean:+.1%}" + ("" if math.isnan(half) else f" ± {half:.1%}")
     wanted = "–" if goal is None else f"+{goal:.1%}" + (f" ({source})" if source else "")
     verdict = "" if goal is None else "met" if mean >= goal else "**missed**"
-    return [wanted, f"{mean:+.1%}", verdict, ", ".join(f"{name} {value:+.1%}" for name, value in gains.items())]
+    return [wanted, shown, verdict, ", ".join(f"{name} {value:+.1%}" for name, value in by_scenario.items())]
 
 
 def _worst_phase(results: Results, subject: str, scenarios: list[str]) -> list[list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 LEVEL = 0.95
@@ -36,15 +36,17 @@ def ratio(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Ratio:
     machine did meanwhile) cancels out.
     """
     pairs = [(ours[key], theirs[key]) for key in ours if key in theirs]
-    logs = [math.log(a / b) for a, b in pairs if a > 0 and b > 0]
-    count = len(logs)
-    if count == 0:
-        return Ratio(math.nan, math.nan, math.nan, 0)
-    mean = sum(logs) / count
-    if count == 1:
-        return Ratio(math.exp(mean), math.nan, math.nan, 1)
+    mean, half = mean_and_half([math.log(a / b) for a, b in pairs if a > 0 and b > 0])
+    return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(pairs))
+
+
+def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half the width of its 95% interval by Student's t; NaN where there are too few values."""
+    count = len(values)
+    mean = sum(values) / count if count else math.nan
+    if count < 2:
+        return mean, math.nan
     from scipy import stats
 
-    variance = sum((value - mean) ** 2 for value in logs) / (count - 1)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * math.sqrt(variance / count)
-    return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), count)
+    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
+    return mean, float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * math.sqrt(variance / count)
