@@ -98,3 +98,21 @@ def test_a_graph_warms_up_with_the_backend_that_it_is_captured_for() -> None:
         hook(capture, None, model_runner, attn_backend="third", speculative_num_steps=9)
     assert seen == [("initial", None), ("second", "second"), ("third", "third")]
     assert model_runner.attn_backend == "initial"
+
+
+def test_graphs_of_gamma_0_are_graphs_of_decoding_where_gamma_is_ours_to_choose() -> None:
+    from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+
+    def runner(width: int, config: str | None, is_draft: bool = False) -> Fake:
+        algorithm = Fake(is_eagle=lambda: True)
+        args = Fake(speculative_adaptive_config=config)
+        model_runner = Fake(is_draft_worker=is_draft, spec_algorithm=algorithm, server_args=args)
+        return Fake(model_runner=model_runner, speculative_num_draft_tokens=width)
+
+    ours = Candidates((0, 3), 3).dump()
+    hook = decode_cuda_graph_runner.decode_at_gamma_0
+    zero = runner(1, ours)
+    assert hook(lambda *_: "verify", zero, 8) is None
+    assert zero.capture_forward_mode.is_decode() and zero.capture_hidden_mode == CaptureHiddenMode.FULL
+    for other in (runner(4, ours), runner(1, None), runner(1, "/their/file.json"), runner(1, ours, is_draft=True)):
+        assert hook(lambda *_: "verify", other, 8) == "verify"

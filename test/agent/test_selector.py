@@ -83,3 +83,11 @@ def test_candidates_survive_the_way_through_the_arguments() -> None:
 )
 def test_the_fallback_is_the_configured_one_or_the_users(settings, num_steps, expected) -> None:
     assert choose(settings, num_steps) == expected
+
+
+def test_a_batch_for_which_the_draft_is_not_ready_goes_without(selector: GammaSelector) -> None:
+    selector.held = True
+    assert selector.get_steps_for_batch(4) == 0
+    assert selector.launches[-1].gamma == selector.last_gamma == 0
+    selector.held = False
+    assert selector.get_steps_for_batch(4) == selector.last_gamma == 3

@@ -1,0 +1,159 @@
+"""Catching up: bounded pieces, the longest-running request first, from the journal or anew. The models are fakes here."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sglang_nightjar.draft import catch_up as catch_up_module
+from sglang_nightjar.draft.catch_up import RECOMPUTE_WEIGHT, CatchUp
+from sglang_nightjar.draft.coverage import Coverage
+from sglang_nightjar.draft.extend import Piece
+from sglang_nightjar.draft.journal import Journal
+
+WIDTH, SLOTS, ROWS = 2, 1000, 8
+
+
+class Scene:
+    """Requests in rows 1, 2, ...; position p of the request in row r has slot 100 r + p and token 10,000 r + p.
+
+    A right draft row at slot s has the state s and the token after it; the target's states are made likewise.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, lengths: list[int], journal_rows: int = 500, step: int = 32):
+        self.coverage = Coverage(SLOTS, ROWS, "cpu")
+        self.journal = Journal(SLOTS, WIDTH, torch.float32, journal_rows * (4 * WIDTH + 16), "cpu")
+        self.filled: list[Piece] = []
+        table = (100 * torch.arange(ROWS)[:, None] + torch.arange(100)).to(torch.int32)
+        rows = torch.arange(1, len(lengths) + 1)
+        size = len(lengths)
+        self.batch = SimpleNamespace(
+            reqs=[
+                SimpleNamespace(
+                    origin_input_ids=[10_000 * row + p for p in range(3)],
+                    output_ids=[10_000 * row + p for p in range(3, length + 1)],
+                )
+                for row, length in zip(rows.tolist(), lengths, strict=True)
+            ],
+            req_pool_indices=rows,
+            req_pool_indices_cpu=rows,
+            req_to_token_pool=SimpleNamespace(req_to_token=table),
+            seq_lens=torch.tensor(lengths),
+            seq_lens_cpu=torch.tensor(lengths),
+            spec_info=SimpleNamespace(
+                topk_p=torch.zeros(size, 1),
+                topk_index=torch.zeros(size, 1, dtype=torch.int64),
+                hidden_states=torch.zeros(size, WIDTH),
+                bonus_tokens=torch.tensor(
+                    [10_000 * row + n for row, n in zip(rows.tolist(), lengths, strict=True)], dtype=torch.int32
+                ),
+            ),
+        )
+        worker = SimpleNamespace(
+            device="cpu", draft_worker=None, target_worker=SimpleNamespace(model_runner="the target")
+        )
+        self.catch_up = CatchUp(worker, self.coverage, self.journal, tokens_per_step=step)
+        monkeypatch.setattr(catch_up_module, "draft_extend", self._extend)
+        monkeypatch.setattr(catch_up_module, "target_states", self._states)
+
+    def miss(self, row: int, positions: list[int], journalled: bool = True) -> None:
+        """The target writes positions of the request in ``row`` without the draft."""
+        slots = torch.tensor([100 * row + p for p in positions])
+        if journalled:
+            tokens = torch.tensor([10_000 * row + p + 1 for p in positions])
+            self.journal.write(slots, slots[:, None].float().repeat(1, WIDTH), tokens)
+        self.coverage.skipped(slots)
+        self.coverage.uncertain[row] = True
+
+    def _extend(self, _worker: Any, batch: Any, pieces: list[Piece], slots: Any, hidden: Any, tokens: Any) -> Any:
+        assert hidden[:, 0].tolist() == slots.tolist()
+        rows = [piece.index + 1 for piece in pieces for _ in range(len(piece))]
+        positions = [p for piece in pieces for p in range(piece.first, piece.last)]
+        assert slots.tolist() == [100 * row + p for row, p in zip(rows, positions, strict=True)]
+        assert tokens.tolist() == [10_000 * row + p + 1 for row, p in zip(rows, positions, strict=True)]
+        self.filled += pieces
+        logits = torch.zeros(len(pieces), 50)
+        for number, piece in enumerate(pieces):
+            logits[number, 10 + piece.index] = 1.0
+        last = torch.tensor([[float(piece.last)] * WIDTH for piece in pieces])
+        return SimpleNamespace(next_token_logits=logits, hidden_states=last)
+
+    def _states(self, runner: Any, batch: Any, piece: Piece, tokens: Any) -> torch.Tensor:
+        row = piece.index + 1
+        assert runner == "the target"
+        assert tokens.tolist() == [10_000 * row + p for p in range(piece.first, piece.last)]
+        return torch.arange(100 * row + piece.first, 100 * row + piece.last)[:, None].float().repeat(1, WIDTH)
+
+    def run(self) -> int:
+        steps = 1
+        while not self.catch_up.step(self.batch):
+            steps += 1
+        assert not self.coverage.stale.any()
+        assert self.coverage.lags(np.arange(1, len(self.batch.reqs) + 1)) == (0, 0)
+        return steps
+
+
+def test_nothing_missing_is_ready_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, [9, 5])
+    assert scene.catch_up.step(scene.batch)
+    assert scene.filled == []
+
+
+def test_what_is_missing_is_filled_and_the_next_draft_starts_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, [20, 9, 12])
+    scene.miss(1, [17, 18, 19])
+    scene.miss(3, [11])
+    assert scene.run() == 1
+    assert scene.filled == [Piece(0, 17, 20), Piece(2, 11, 12)]
+    info = scene.batch.spec_info
+    assert info.topk_index.flatten().tolist() == [10, 0, 12]
+    assert info.topk_p.flatten().tolist() == [1, 0, 1]
+    assert info.hidden_states[:, 0].tolist() == [20, 0, 12]
+
+
+def test_pieces_are_bounded_and_the_longest_running_request_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, [90, 60], step=32)
+    scene.miss(1, list(range(20, 90)))
+    scene.miss(2, list(range(50, 60)))
+    assert not scene.catch_up.step(scene.batch)
+    assert scene.filled == [Piece(0, 20, 52)]
+    assert scene.batch.spec_info.topk_index.flatten().tolist() == [0, 0]
+    assert scene.run() == 2
+    assert sum(len(piece) for piece in scene.filled) == 80
+
+
+def test_what_the_journal_lost_is_computed_anew_in_smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, [90], journal_rows=20, step=32)
+    scene.miss(1, list(range(30, 90)))
+    scene.run()
+    assert scene.catch_up.recomputed == 40
+    assert [piece.last for piece in scene.filled][-1] == 90
+    assert max(len(p) for p in scene.filled if p.last <= 70) <= 32 // RECOMPUTE_WEIGHT
+
+
+def test_without_a_journal_the_newest_token_comes_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, [10])
+    scene.batch.reqs[0].output_ids.pop()
+    scene.miss(1, [8, 9], journalled=False)
+    scene.run()
+    assert scene.catch_up.recomputed == 2
+
+
+def test_holes_in_a_prefix_are_filled_from_the_front(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, [30])
+    scene.miss(1, [3, 4, 10, 29])
+    scene.run()
+    assert scene.filled == [Piece(0, 3, 5), Piece(0, 10, 11), Piece(0, 29, 30)]
+
+
+def test_returns_from_the_journal_are_timed_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, [90, 40])
+    scene.miss(1, list(range(10, 90)))
+    scene.run()
+    ((positions, ns),) = scene.catch_up.watch.finished()
+    assert positions == 80 and ns > 0
+    scene.miss(2, [39], journalled=False)
+    scene.run()
+    assert scene.catch_up.watch.finished() == []
