@@ -57,7 +57,8 @@ def render(results: Results, conditions: dict[str, Any], set_aside: int, picture
     if ours := subjects(results):
         parts += [
             "## What was to be shown",
-            "Gains: more tokens per second in a closed loop, less mean latency in an open one.",
+            "Gains: more tokens per second in a closed loop, less mean latency in an open one; ± is a 95% interval "
+            "over repetitions.",
         ]
         parts += [claim(results, arm) for arm in ours]
     for scenario in results.scenarios:
