@@ -4,6 +4,7 @@ Each check returns findings; a finding that is amiss says what to do about it.
 """
 
 import importlib.metadata
+import mmap
 import os
 import shutil
 import subprocess
@@ -194,9 +195,25 @@ def models() -> Iterator[Finding]:
         yield _disk(folder)
     if (draft_dir() / "config.json").is_file():
         yield Finding("models", "demo draft", "ok", str(draft_dir()))
+        if is_ready(folder):
+            yield _draft_memory(folder, draft_dir())
     else:
         todo = "reinstall sglang_nightjar: it ships with the package"
         yield Finding("models", "demo draft", "bad", f"{draft_dir()} is missing", todo)
+
+
+def _draft_memory(target: Path, draft: Path) -> Finding:
+    """What policies can gain by sending the demo draft away, from the shapes alone."""
+    from sglang_nightjar.core.capacity import human_bytes
+    from sglang_nightjar.cpu.detect import choose_engine
+    from sglang_nightjar.defaults import CPU_MAX_KV_TOKENS
+    from sglang_nightjar.memory import prediction
+
+    is_cpu = choose_engine().is_cpu
+    granularity = mmap.PAGESIZE if is_cpu else prediction.CUDA_GRANULARITY
+    found = prediction.predict(target, draft, CPU_MAX_KV_TOKENS, is_cpu, granularity)
+    text = f"{human_bytes(found.freed_bytes)}: away, it makes room for {found.tokens} tokens of KV cache"
+    return Finding("models", "draft memory", "ok", f"{text} ({found.bytes_per_token} bytes each)")
 
 
 def _disk(folder: Path) -> Finding:

@@ -1,5 +1,5 @@
-"""The draft's weights in their buffer: what moves in and what stays, packed copies, updates, and a GPU's order of events
-(against stand-ins of torch's streams)."""
+"""The draft's weights in their buffer: what moves in and what stays, packed copies, updates, and the order of a GPU's
+events (against stand-ins of torch's streams)."""
 
 from types import SimpleNamespace
 
@@ -150,7 +150,7 @@ class FakeCuda:
 
 def test_on_a_gpu_copies_run_beside_and_are_waited_for(draft: Draft, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake of the device: memory of the CPU, and streams that only write down what was asked of them."""
-    moved = DraftWeights(draft, None, lambda nbytes, device: PosixBuffer(nbytes))
+    moved = DraftWeights(draft, None, lambda nbytes, device, huge: PosixBuffer(nbytes))
     cuda = FakeCuda(questions=5)
     monkeypatch.setattr(weights.torch, "cuda", cuda)
     moved._stream, moved._piece = "side", 4096

@@ -54,7 +54,7 @@ def flaky(faults: Faults):
                 raise OSError("injected")
             return super()._unback(start)
 
-    return lambda nbytes, device: Flaky(nbytes)
+    return lambda nbytes, device, huge=False: Flaky(nbytes)
 
 
 class FlakyWeights(DraftWeights):

@@ -6,6 +6,7 @@ the batch are caught up first.
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,9 @@ from sglang_nightjar.patches.seams import Seam
 #: The cell (lag, batch size) by which news are told, and what is news.
 _TYPICAL = (64, 8)
 _NEWS = 0.2
+
+#: Returns that the status shows, as (positions, µs).
+_RECENT = 32
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class Upkeep:
     Attributes:
         coverage, journal, catch_up, reserve: see their classes.
         costs: what returns cost, by the profile and by those seen since.
+        returns: how often a batch was caught up, from the journal alone.
         failures: catch-ups that raised; each is a bug of ours.
         available: whether the draft can run now; False while it is parked for long, or away. The state machine of the
             draft's residency sets it. While it is False nothing is caught up and γ is 0.
@@ -61,9 +66,11 @@ class Upkeep:
         draft_worker = worker.draft_worker
         runner = draft_worker.draft_runner
         pool, rows = runner.token_to_kv_pool, draft_worker.req_to_token_pool.req_to_token.shape[0]
-        slots = pool.size + pool.page_size
+        # The target's cache may have more slots than the draft's: those that exist while the draft is away.
+        slots = max(pool.size, worker.target_worker.model_runner.token_to_kv_pool.size) + pool.page_size
         self.available = True
-        self.failures = 0
+        self.failures = self.returns = 0
+        self._recent: deque[tuple[int, int]] = deque(maxlen=_RECENT)
         self.coverage = Coverage(slots, rows, worker.device)
         width = eagle_utils.get_draft_input_from_target_hidden_dim(runner)
         self.journal = Journal(slots, width, runner.model_config.dtype, journal_bytes, worker.device)
@@ -155,6 +162,8 @@ class Upkeep:
                 "tokens": self.catch_up.tokens,
                 "recomputed": self.catch_up.recomputed,
                 "failures": self.failures,
+                "returns": self.returns,
+                "recent": [list(entry) for entry in self._recent.copy()],
                 "fixed_us": round(fixed / 1e3, 1),
                 "us_per_token": round(slope / 1e3, 3),
             },
@@ -182,6 +191,8 @@ class Upkeep:
             is_ready = self.catch_up.step(batch)
             for positions, ns in self.catch_up.watch.finished():
                 self.costs.observe(positions, ns)
+                self.returns += 1
+                self._recent.append((positions, round(ns / 1e3)))
             return is_ready
         except Exception as error:
             # Without drafts the requests are served all the same.

@@ -51,7 +51,7 @@ class DraftWeights:
         self,
         draft: torch.nn.Module,
         target: torch.nn.Module | None,
-        reserve: Callable[[int, torch.device], ElasticBuffer] = elastic.reserve,
+        reserve: Callable[..., ElasticBuffer] = elastic.reserve,
     ):
         """Moves the weights into the buffer. Raises ValueError if the draft has none of its own."""
         self.model = draft
@@ -67,7 +67,8 @@ class DraftWeights:
         is_cuda = self.device.type == "cuda"
         self._piece = CUDA_PIECE_BYTES if is_cuda else CPU_PIECE_BYTES
         self._host = torch.empty(total, dtype=torch.uint8, pin_memory=is_cuda)
-        self._buffer = reserve(total, self.device)
+        # The packed weights that the CPU engine makes lie in huge pages too.
+        self._buffer = reserve(total, self.device, True)
         self._all = self._buffer.tensor(torch.uint8, (total,))
         self._stream = torch.cuda.Stream(self.device) if is_cuda else None
         self._bytes = total

@@ -10,6 +10,7 @@ from sglang_nightjar.memory.elastic import ElasticBuffer, MemoryRefusedError
 
 PAGE = mmap.PAGESIZE
 
+_HUGE_PAGE = 2 << 20
 _PROT_NONE = 0
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _MAP_NORESERVE = 0x4000
@@ -24,19 +25,30 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class PosixBuffer(ElasticBuffer):
-    """Committed memory is zero at first, and takes physical pages as it is touched; released pages leave at once."""
+    """Committed memory is zero at first, and takes physical pages as it is touched; released pages leave at once.
 
-    def __init__(self, nbytes: int):
+    ``huge`` asks for huge pages, which suits what is read from one end to the other and given back whole. Of a huge page
+    that is given back in part, Linux keeps the whole for a while.
+    """
+
+    def __init__(self, nbytes: int, huge: bool = False):
         reserved = max(PAGE, -(-nbytes // PAGE) * PAGE)
+        slack = _HUGE_PAGE if huge else 0
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        address = _libc.mmap(None, reserved, _PROT_NONE, flags, -1, 0)
-        if address == _FAILED:
+        start = _libc.mmap(None, reserved + slack, _PROT_NONE, flags, -1, 0)
+        if start == _FAILED:
             raise MemoryRefusedError(f"no {reserved} bytes of addresses: {_error()}")
+        self._mapping = (start, reserved + slack)
+        address = start
+        if huge:
+            address = -(-start // _HUGE_PAGE) * _HUGE_PAGE
+            # A system without them refuses, and goes on with small ones.
+            _libc.madvise(address, reserved, mmap.MADV_HUGEPAGE)
         super().__init__(address, reserved, PAGE, torch.device("cpu"))
 
     def close(self) -> None:
         if self.reserved:
-            _libc.munmap(self.address, self.reserved)
+            _libc.munmap(*self._mapping)
             self.reserved = self.committed = 0
 
     def _back(self, start: int, end: int) -> None:

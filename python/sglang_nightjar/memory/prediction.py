@@ -1,0 +1,81 @@
+"""What sending a draft away would free, and how many tokens that is: from the shapes in two checkpoints.
+
+It counts what `draft.weights` moves: the draft's own parameters, and on our CPU engine the rearranged copies of its
+matrices. An EAGLE draft shares the target's embedding and head, an EAGLE-3 draft the embedding.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sglang_nightjar.core.capacity import KvLayout, tokens_gained
+
+#: The CPU engine packs matrices in panels of so many outputs (cpu/csrc/linear.h).
+_PANEL = 32
+#: The smallest piece of GPU memory that can be given back; the driver may say otherwise.
+CUDA_GRANULARITY = 2 << 20
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Attributes:
+    freed_bytes: the draft's own weights on the device.
+    bytes_per_token: of the target's KV cache.
+    tokens: by which the cache would grow.
+    """
+
+    freed_bytes: int
+    bytes_per_token: int
+    tokens: int
+
+
+def predict(target: Path, draft: Path, base_tokens: int, is_cpu: bool, granularity: int) -> Prediction:
+    """For checkpoints in safetensors with Llama-like configs, on one device.
+
+    On a CPU weights and cache are float32, on a GPU they are what the checkpoints have. Raises OSError, KeyError or
+    ValueError for checkpoints that are none of these.
+    """
+    page = 4096 if is_cpu else granularity
+    freed = -(-sum(_bytes_on_device(*weight, is_cpu) for weight in _own_weights(draft)) // page) * page
+    config = json.loads((target / "config.json").read_text())
+    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    wide = is_cpu or (config.get("dtype") or config.get("torch_dtype")) == "float32"
+    row = heads * head_dim * (4 if wide else 2)
+    layout = KvLayout((row,) * (2 * config["num_hidden_layers"]), granularity)
+    return Prediction(freed, layout.bytes_per_token, tokens_gained(freed, base_tokens, layout))
+
+
+def _own_weights(draft: Path) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Shape and type of each weight that the draft does not share."""
+    architecture = json.loads((draft / "config.json").read_text())["architectures"][0].lower()
+    shared = ("embed_tokens",) if "eagle3" in architecture else ("embed_tokens", "lm_head")
+    if "eagle" not in architecture:
+        shared = ()
+    for file in sorted(draft.glob("*.safetensors")):
+        for name, entry in _header(file).items():
+            if name != "__metadata__" and entry["dtype"] in _ITEM_BYTES and not any(part in name for part in shared):
+                yield tuple(entry["shape"]), entry["dtype"]
+
+
+def _bytes_on_device(shape: tuple[int, ...], dtype: str, is_cpu: bool) -> int:
+    count, item = math.prod(shape), _ITEM_BYTES[dtype]
+    if not is_cpu:
+        return count * item
+    if len(shape) != 2:
+        return 4 * count
+    # Half precision in the checkpoint is what the rearranged copy needs at most.
+    return 4 * count + -(-shape[0] // _PANEL) * _PANEL * shape[1] * item
+
+
+def _header(file: Path) -> dict[str, Any]:
+    with open(file, "rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        if length > 100_000_000:
+            raise ValueError(f"{file} is no safetensors file")
+        return dict(json.loads(opened.read(length)))

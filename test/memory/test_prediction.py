@@ -1,0 +1,60 @@
+"""What going away frees, from the shapes in checkpoints: the same bytes that the moved weights really take."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sglang_nightjar.memory.prediction import predict
+
+TARGET = {"num_attention_heads": 4, "hidden_size": 64, "num_key_value_heads": 2, "num_hidden_layers": 3}
+
+
+def checkpoint(folder: Path, architecture: str, dtype: torch.dtype) -> Path:
+    folder.mkdir()
+    weights = {
+        "fc.weight": torch.zeros(64, 128, dtype=dtype),
+        "norm.weight": torch.zeros(64, dtype=dtype),
+        "model.embed_tokens.weight": torch.zeros(500, 64, dtype=dtype),
+        "lm_head.weight": torch.zeros(100, 64, dtype=dtype),
+        "d2t": torch.zeros(100, dtype=torch.int64),
+    }
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    return folder
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    folder = tmp_path / "target"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TARGET))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "architecture, dtype, is_cpu, own",
+    [
+        # fc, norm and head in float32, and packed in half precision with the head's rows filled up to 128.
+        ("LlamaForCausalLMEagle3", torch.float16, True, 4 * (64 * 128 + 64 + 6400) + 2 * (64 * 128 + 128 * 64)),
+        ("LlamaForCausalLMEagle3", torch.float32, True, 4 * (64 * 128 + 64 + 6400) + 4 * (64 * 128 + 128 * 64)),
+        ("LlamaForCausalLMEagle", torch.float16, True, 4 * (64 * 128 + 64) + 2 * (64 * 128)),
+        ("LlamaForCausalLMEagle3", torch.bfloat16, False, 2 * (64 * 128 + 64 + 6400)),
+        ("LlamaForCausalLM", torch.bfloat16, False, 2 * (64 * 128 + 64 + 6400 + 32_000)),
+    ],
+)
+def test_what_is_the_drafts_own(
+    tmp_path: Path, target: Path, architecture: str, dtype: torch.dtype, is_cpu: bool, own: int
+) -> None:
+    found = predict(target, checkpoint(tmp_path / "draft", architecture, dtype), 1000, is_cpu, 4096)
+    assert own <= found.freed_bytes < own + 4096
+    assert found.bytes_per_token == 6 * 2 * 16 * (4 if is_cpu else 2)
+    # Pages of six buffers are rounded apart.
+    assert found.freed_bytes // found.bytes_per_token - 100 <= found.tokens <= own // found.bytes_per_token + 40
+
+
+def test_no_checkpoint(tmp_path: Path, target: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        predict(target, tmp_path / "nowhere", 1000, True, 4096)
