@@ -64,8 +64,8 @@ def _serve(pipe: Any, has_draft: bool, flags: dict[str, Any]) -> None:
 
 def prompt_ids(count: int) -> list[list[int]]:
     """Token ids of held-out prompts of the demo pair, as chat turns."""
-    from transformers import AutoTokenizer
+    from tokenizers import Tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(ensure_pair(say=lambda *_: None).target)
+    tokenizer = Tokenizer.from_file(str(ensure_pair(say=lambda *_: None).target / "tokenizer.json"))
     texts = [render(c) for c in held_out(count)]
-    return [tokenizer(texts[i % len(texts)]).input_ids for i in range(count)]
+    return [tokenizer.encode(texts[i % len(texts)], add_special_tokens=False).ids for i in range(count)]

@@ -19,6 +19,7 @@ _MODULE = "sglang.srt.speculative.eagle_worker_v2"
 _FORWARD = f"{_MODULE}:EAGLEWorkerV2.forward_batch_generation"
 _AFTER_PREFILL = f"{_MODULE}:EagleDraftWorker._draft_extend_for_prefill"
 _AFTER_DECODE = f"{_MODULE}:EagleDraftWorker._draft_extend_for_decode"
+_SKIPPED = f"{_MODULE}:EAGLEWorkerV2._stub_skipped_draft_extend"
 _PREPARE_VERIFY = "sglang.srt.speculative.eagle_utils:eagle_prepare_for_verify"
 _UNFINISHED = "sglang.srt.mem_cache.radix_cache:RadixCache.cache_unfinished_req"
 
@@ -31,6 +32,7 @@ SEAMS = (
         "or γ=0 runs the draft over every prompt",
     ),
     Seam(_AFTER_DECODE, ("batch", "batch_result"), "hook", "or γ=0 runs the draft over every token"),
+    Seam(_SKIPPED, ("batch", "batch_output"), "hook", "SGLANG_SPEC_SKIP_ZERO_STEP_DRAFT_EXTEND leaves holes unnoted"),
     Seam(
         _PREPARE_VERIFY,
         ("verify_input", "req_to_token_pool", "batch", "target_worker"),
@@ -64,6 +66,13 @@ def extend_after_decode(original: Callable[..., None], worker: Any, batch: Any, 
     upkeep.current.extend_after_decode(lambda *arguments: original(worker, *arguments), batch, result, steps)
 
 
+def note_skipped(original: Callable[..., None], worker: Any, batch: Any, result: Any) -> None:
+    if upkeep.current is None or batch.forward_mode.is_idle():
+        original(worker, batch, result)
+    else:
+        upkeep.current.extend_after_decode(original, batch, result, 0)
+
+
 def decode_plainly(
     original: Callable[..., Any], verify_input: Any, req_to_token_pool: Any, batch: Any, target_worker: Any
 ) -> Any:
@@ -82,6 +91,7 @@ def apply() -> None:
         (_FORWARD, catch_up_first, HookType.BEFORE),
         (_AFTER_PREFILL, extend_after_prefill, HookType.AROUND),
         (_AFTER_DECODE, extend_after_decode, HookType.AROUND),
+        (_SKIPPED, note_skipped, HookType.AROUND),
         (_PREPARE_VERIFY, decode_plainly, HookType.AROUND),
         (_UNFINISHED, slots_changed, HookType.AFTER),
     ):

@@ -4,6 +4,7 @@ It starts when the scheduler has its workers, applies what came with the request
 SGLang has processed it. The scheduler's own method is called in all cases, and an exception of ours stays with us.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from sglang_nightjar.agent.selector import GammaSelector
 from sglang_nightjar.draft import upkeep
 from sglang_nightjar.patches.seams import Seam
 from sglang_nightjar.profile import store
+
+logger = logging.getLogger(__name__)
 
 ROLES = ("scheduler",)
 
@@ -54,8 +57,11 @@ def start_agent(_result: None, scheduler: Any) -> None:
         gamma = scheduler.server_args.speculative_num_steps or 0
         selector = GammaSelector((gamma,), gamma)
     elif 0 in selector.candidates:
-        costs = store.load(identity.pool_of(scheduler.server_args))
-        upkeep.current = upkeep.Upkeep(scheduler, selector, given.journal_bytes, costs)
+        if obstacle := upkeep.obstacle(scheduler):
+            logger.warning("Nightjar: γ=0 is SGLang's own here, with draft work: %s", obstacle)
+        else:
+            costs = store.load(identity.pool_of(scheduler.server_args))
+            upkeep.current = upkeep.Upkeep(scheduler, selector, given.journal_bytes, costs)
     agent = scheduler_agent.current = scheduler_agent.SchedulerAgent(scheduler, selector, given)
     scheduler._request_dispatcher += TypeBasedDispatcher([(Decision, agent.apply)])
 

@@ -9,6 +9,7 @@ from sglang_nightjar.demo import cli as demo
 from sglang_nightjar.errors import ConfigError
 from sglang_nightjar.observe import cli as observe
 from sglang_nightjar.policy import cli as policy
+from sglang_nightjar.profile import cli as profile
 from sglang_nightjar.sim import cli as sim
 
 
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     observe.add_status(commands)
     _add_policy(commands)
     policy.add_replay(commands)
+    profile.add_profile(commands)
     sim.add_simulate(commands)
     demo.add_parser(commands)
     commands.add_parser("bench", help="compare ways to choose γ under loads that move (nightjar bench --help)")

@@ -1,4 +1,4 @@
-"""Catching up: bounded pieces, the longest-running request first, from the journal or anew. The models are fakes here."""
+"""Catching up: bounded pieces, the longest-running request first, from the journal or anew. The models are fakes."""
 
 from types import SimpleNamespace
 from typing import Any

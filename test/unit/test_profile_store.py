@@ -18,7 +18,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_saved_is_loaded_for_the_same_models_and_machine() -> None:
     costs = SwitchCosts()
     costs.observe(100, 5e6)
-    store.save(KEY, costs, [{"lag": 100, "batch_size": 1, "ms": 5.0}])
+    store.save(KEY, costs)
     assert store.load(KEY) == costs
     assert store.load(("target", "draft", "another machine", 1)) == SwitchCosts()
 

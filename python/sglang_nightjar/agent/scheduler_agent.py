@@ -26,6 +26,7 @@ from sglang_nightjar.agent.selector import GammaSelector
 from sglang_nightjar.agent.settings import Settings
 from sglang_nightjar.agent.steering import Steering
 from sglang_nightjar.draft import upkeep
+from sglang_nightjar.profile import store
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +175,7 @@ class SchedulerAgent:
             return
         if upkeep.current is not None and upkeep.current.has_news():
             self.client.introduce_again()
+            store.save(identity.pool_of(self.scheduler.server_args), upkeep.current.costs)
         if (decision := self.steering.next_decision()) is not None:
             self._decided.append(decision)
         self.client.flush()

@@ -46,6 +46,21 @@ SEAMS = (
 )
 
 
+def obstacle(scheduler: Any) -> str:
+    """Why the draft's cache can't be left alone on this server, as a clause; "" if it can."""
+    args, draft_worker = scheduler.server_args, scheduler.draft_worker.draft_worker
+    for name, wanted, why in (
+        ("disaggregation_mode", "null", "prefill and decode are separate servers"),
+        ("enable_hierarchical_cache", False, "the hierarchical cache brings KV back that nobody noted"),
+        ("speculative_use_rejection_sampling", False, "drafts are verified against the draft's own probabilities"),
+    ):
+        if getattr(args, name, wanted) not in (wanted, None):
+            return why
+    if getattr(draft_worker, "seed_dsa_topk_from_draft_extend", False):
+        return "the draft hands indices of sparse attention on"
+    return ""
+
+
 class Upkeep:
     """What the draft's cache has, what it lacks, and where that is kept.
 

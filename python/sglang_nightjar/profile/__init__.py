@@ -1,1 +1,1 @@
-"""What this machine was measured to do: `nightjar profile` writes it, servers read it when they start."""
+"""What this machine was seen to do: servers note it while they run, `nightjar profile` makes them see it all."""

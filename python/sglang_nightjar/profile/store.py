@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 
 from sglang_nightjar.cache import cache_dir
@@ -20,12 +21,12 @@ def path_of(key: Key) -> Path:
     return cache_dir() / "profiles" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
 
 
-def save(key: Key, costs: SwitchCosts, measured: list[dict[str, float]]) -> Path:
-    """Write the profile; ``measured`` is kept for people."""
+def save(key: Key, costs: SwitchCosts) -> Path:
+    """Write the profile; several processes may. Raises OSError."""
     path = path_of(key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"of": list(key), "switch_costs": dataclasses.asdict(costs), "measured": measured}
-    fresh = path.with_suffix(".new")
+    content = {"of": list(key), "switch_costs": dataclasses.asdict(costs)}
+    fresh = path.with_suffix(f".{os.getpid()}")
     fresh.write_text(json.dumps(content, indent=1) + "\n")
     fresh.replace(path)
     return path
