@@ -14,8 +14,11 @@ from sglang_nightjar.draft.extend import Piece, draft_extend, slots_of, target_s
 from sglang_nightjar.draft.journal import Journal
 from sglang_nightjar.draft.stopwatch import Stopwatch
 
-#: Positions that one iteration fills from the journal, and how many computing one anew by the target counts for.
+#: Positions that one iteration fills from the journal: a fraction of a decode step. Constants and not measured, because
+#: all ranks of a TP group must do the same.
 TOKENS_PER_STEP = 256
+TOKENS_PER_STEP_ON_CPU = 64
+#: How many of them computing one anew by the target counts for.
 RECOMPUTE_WEIGHT = 8
 
 
@@ -28,13 +31,14 @@ class CatchUp:
         watch: how long it takes to make a batch ready, from the journal alone.
     """
 
-    def __init__(self, worker: Any, coverage: Coverage, journal: Journal, tokens_per_step: int = TOKENS_PER_STEP):
+    def __init__(self, worker: Any, coverage: Coverage, journal: Journal, tokens_per_step: int | None = None):
         self.steps = self.tokens = self.recomputed = 0
         self.watch = Stopwatch(worker.device)
         self._worker = worker
         self._coverage = coverage
         self._journal = journal
-        self._tokens_per_step = tokens_per_step
+        default = TOKENS_PER_STEP_ON_CPU if worker.device == "cpu" else TOKENS_PER_STEP
+        self._tokens_per_step = tokens_per_step or default
 
     def missing(self, batch: Any) -> dict[int, list[tuple[int, int]]]:
         """By index in the batch, the runs of positions that the draft has to write; only requests that have some."""
