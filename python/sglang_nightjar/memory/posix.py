@@ -27,8 +27,8 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 class PosixBuffer(ElasticBuffer):
     """Committed memory is zero at first, and takes physical pages as it is touched; released pages leave at once.
 
-    ``huge`` asks for huge pages, which suits what is read from one end to the other and given back whole. Of a huge page
-    that is given back in part, Linux keeps the whole for a while.
+    ``huge`` asks for huge pages, which suits what is read from one end to the other and given back whole. Of one that
+    is given back in part, Linux keeps the whole for a while.
     """
 
     def __init__(self, nbytes: int, huge: bool = False):
