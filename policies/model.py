@@ -134,14 +134,14 @@ class Model(Policy):
         if type(record.gamma) is not int or record.gamma not in scheduler.hello.candidates:
             return None
         pool, index = scheduler.pool, at(size)
-        pool.learn(record)
+        taught = pool.learn(record)
         moved = index != scheduler.bucket
         scheduler.bucket = index
         scheduler.credit = min(_MOST_CREDIT, scheduler.credit + self.params.explore)
         self._watch(scheduler, record)
         changed = self._follow_draft(scheduler, record) if record.residency != _RESIDENT or scheduler.parked else False
         if scheduler.trial is not None:
-            changed |= self._follow_trial(scheduler, record, index)
+            changed |= self._follow_trial(scheduler, record, index, taught)
         if not changed and scheduler.version == pool.version and not moved:
             return None
         if changed or scheduler.version != pool.version:
@@ -264,13 +264,13 @@ class Model(Policy):
             return switch_cost(scheduler.hello.switch_costs, record.lag_max, record.batch_size)
         return scheduler.pool.latency.expected_ns(record.batch_size, 0)
 
-    def _follow_trial(self, scheduler: _Scheduler, record: Telemetry, index: int) -> bool:
+    def _follow_trial(self, scheduler: _Scheduler, record: Telemetry, index: int, taught: bool) -> bool:
         """Count a trial's iterations. True if it is over."""
         trial = scheduler.trial
         assert trial is not None
         trial.patience -= 1
         if scheduler.hello.candidates[trial.column] == record.gamma:
-            trial.left -= 1
+            trial.left -= taught
             scheduler.credit -= 1.0
         if trial.left > 0 and trial.patience > 0 and abs(index - trial.bucket) <= 1:
             return False

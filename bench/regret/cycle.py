@@ -3,7 +3,7 @@
 from sglang_nightjar.core.gammas import constant
 from sglang_nightjar.core.policy import Decision, Policy
 
-_ITERATIONS = 6
+_ITERATIONS = 12
 
 
 class Cycle(Policy):

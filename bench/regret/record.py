@@ -22,8 +22,8 @@ from sglang_nightjar.demo.pair import ensure_pair
 
 HERE = Path(__file__).parent
 #: (seconds, clients) of the two closed loops, and tokens of an answer.
-LOAD_A = ((8, 1), (8, 2), (10, 4), (10, 8), (12, 16), (12, 28))
-LOAD_B = ((6, 3), (8, 12), (10, 22), (8, 6), (6, 1))
+LOAD_A = ((10, 1), (10, 2), (14, 4), (14, 8), (16, 16), (18, 28))
+LOAD_B = ((5, 3), (6, 12), (8, 22), (6, 6), (5, 1))
 TOKENS_A, TOKENS_B = 48, 80
 FLAGS = ("--max-running-requests", "32", "--max-total-tokens", "8192", "--disable-radix-cache", "--sleep-on-idle")
 POLICIES = {

@@ -33,6 +33,8 @@ _MISFIT, _ENOUGH = 0.04, 20.0
 _MEMORY = 512
 _EARLY = 5
 _CLIP, _IN_A_ROW = 4.0, 8
+#: Iterations over which the price of context, as seen within cells, is remembered.
+_WITHIN = 2000.0
 #: Relative variance that an iteration without a look adds to a cell.
 _DRIFT = 0.0004**2
 _OCTAVE = np.log2(SIZES)
@@ -58,10 +60,11 @@ class Reading:
     streak: int = 0
     early: list[float] = field(default_factory=list)
 
-    def add(self, ns: float, size: int, context: int, now: int) -> None:
+    def add(self, ns: float, size: int, context: int, now: int) -> float:
         """The first few iterations count by their median; later ones are clipped, so that an outlier says little.
 
-        A row of clipped ones on the same side is no outlier but a new time: the cell starts anew.
+        A row of clipped ones on the same side is no outlier but a new time: the cell starts anew. Returns by how much
+        the iteration differed from the mean, clipped; 0 while there is no mean to speak of.
         """
         self.seen = now
         if self.count < _EARLY:
@@ -72,7 +75,7 @@ class Reading:
             self.ns = middle
             self.size += (size - self.size) / self.count
             self.context += (context - self.context) / self.count
-            return
+            return 0.0
         error = ns - self.ns
         limit = _CLIP * self.spread * self.ns
         if abs(error) > limit:
@@ -81,7 +84,7 @@ class Reading:
             if abs(self.streak) >= _IN_A_ROW:
                 self.early, self.count, self.streak = [ns], 1, 0
                 self.ns, self.size, self.context = ns, float(size), float(context)
-                return
+                return 0.0
             error = limit * side
         else:
             self.streak = 0
@@ -91,6 +94,7 @@ class Reading:
         self.ns += step * error
         self.size += step * (size - self.size)
         self.context += step * (context - self.context)
+        return error
 
 
 class LatencyModel:
@@ -108,6 +112,7 @@ class LatencyModel:
         self.cells: dict[tuple[int, int], Reading] = {}
         self.parameters = np.zeros(_FEATURES)
         self.context_per_request = 0.0
+        self._within = [0.0, 0.0]
         self.ns = np.ones((len(SIZES), len(gammas)))
         self.deviation = np.full((len(SIZES), len(gammas)), 0.5)
         self._column = {gamma: index for index, gamma in enumerate(gammas)}
@@ -119,7 +124,13 @@ class LatencyModel:
         cell = self.cells.get(key)
         if cell is None:
             cell = self.cells[key] = Reading()
-        cell.add(ns, batch_size, context, now)
+        further, before = context - cell.context, cell.ns
+        error = cell.add(ns, batch_size, context, now)
+        if error:
+            # Within a cell only the context differs: that is where its price shows.
+            x, y, weight = further / before, error / before, 1.0 / (cell.spread * cell.spread)
+            self._within[0] += weight * x * x - self._within[0] / _WITHIN
+            self._within[1] += weight * x * y - self._within[1] / _WITHIN
         self.context_per_request += 0.02 * (context / batch_size - self.context_per_request)
 
     def fit(self, now: int) -> None:
@@ -185,6 +196,8 @@ class LatencyModel:
         weighted = scaled / variance[:, None]
         gram = scaled.T @ weighted + np.diag(deviation**-2.0)
         target = weighted.sum(0) + mean * deviation**-2.0
+        gram[-1, -1] += self._within[0]
+        target[-1] += self._within[1]
         start = self.parameters if self.parameters.any() else mean
         self.parameters = nonnegative(gram, target, start)
         return np.asarray(np.linalg.inv(gram))

@@ -15,6 +15,8 @@ from sglang_nightjar.core.objective import Objective, worth
 _SIZES = np.array(SIZES, float)
 #: Acceptance moves faster than costs: iterations between two looks at it alone.
 _LOOK_EVERY = 8
+#: Share of iterations with a prefill in them from which on they are learned from, too.
+_MOSTLY_SHARED = 0.3
 #: How many standard deviations a γ may be better than it looks.
 _OPTIMISM = 2.0
 #: An iteration that took longer was no decode iteration: a suspended process, a clock that jumped.
@@ -36,18 +38,18 @@ class Speculation:
         self.gammas, self.objective = gammas, objective
         self.latency = LatencyModel(gammas)
         self.acceptance = DraftAcceptance(gammas[-1])
-        self.catch_up = CatchUpCost()
+        self.catch_up, self.prefill = Line(), Line()
         self.mean: list[list[float]] = [[0.0] * len(gammas) for _ in SIZES]
         self.optimistic = self.mean
         self.version = self.iterations = 0
         self.arrivals_per_ns = self.prefill_share = 0.0
         self._next_fit = self._next_look = 1
 
-    def learn(self, record: Telemetry) -> None:
-        """One iteration. Absurd values are left out, whatever they are."""
+    def learn(self, record: Telemetry) -> bool:
+        """One iteration. Absurd values are left out, whatever they are. True if its time taught something."""
         self.iterations += 1
         size, gamma, ns = record.batch_size, record.gamma, record.iteration_ns
-        drifted = False
+        drifted = taught = False
         if gamma == 0:
             self.acceptance.iterations += 1
         elif len(record.accepted) == gamma and _sane(record.accepted, size):
@@ -55,12 +57,32 @@ class Speculation:
         if 0 < ns <= _LONGEST_NS:
             shared = record.prefill_tokens > 0
             self.prefill_share += 0.01 * (shared - self.prefill_share)
-            if not shared and record.residency in _COUNTS and 0 <= record.context_tokens < 1 << 40:
-                self.latency.add(size, gamma, ns, record.context_tokens, self.iterations)
+            if record.residency in _COUNTS and 0 <= record.context_tokens < 1 << 40:
+                alone = self._without_prefill(record) if shared else ns
+                if alone is not None:
+                    self.latency.add(size, gamma, alone, record.context_tokens, self.iterations)
+                    taught = True
         if self.iterations >= self._next_fit:
             self.fit()
         elif drifted or self.iterations >= self._next_look:
             self._weigh()
+        return taught
+
+    def _without_prefill(self, record: Telemetry) -> float | None:
+        """Time of an iteration less that of the prefill in it; None unless such iterations are most of what there is.
+
+        The same line is taken off every γ, so it can't make one look better than another.
+        """
+        tokens, ns = record.prefill_tokens, record.iteration_ns
+        if not 0 < tokens < 1 << 32 or not self.version:
+            return None
+        expected = self.latency.expected_ns(record.batch_size, record.gamma)
+        if ns < 20 * expected:
+            self.prefill.add(tokens, max(0.0, ns - expected))
+        usual = self.prefill.expected(tokens)
+        if self.prefill_share < _MOSTLY_SHARED or usual is None or usual > 0.5 * ns:
+            return None
+        return ns - usual
 
     def fit(self) -> None:
         """Bring what each γ is worth up to date."""
@@ -109,7 +131,7 @@ class Speculation:
             # The load may be another one by now: believed, but not for long.
             scale = min(1.0, 200.0 / max(trials[2], 1.0))
             position.trials, position.hits = [0.0, 0.0, trials[2] * scale], [0.0, 0.0, hits[2] * scale]
-        catch_up = CatchUpCost()
+        catch_up = Line()
         catch_up.sums = [float(value) for value in state["catch_up"]]
         if len(catch_up.sums) != 5 or not all(0 <= value < 1e30 for value in catch_up.sums):
             raise ValueError(f"catch-up sums {catch_up.sums}")
@@ -117,29 +139,29 @@ class Speculation:
         self.fit()
 
 
-class CatchUpCost:
-    """ns that a catch-up took, as a line in the tokens of lag, by least squares over the last dozens of them.
+class Line:
+    """ns as a line in tokens, neither fixed nor per token below 0, by least squares over the last dozens of readings.
 
     Attributes:
-        sums: weights, lags, squared lags, ns, ns times lags.
+        sums: weights, tokens, squared tokens, ns, ns times tokens.
     """
 
     def __init__(self) -> None:
         self.sums = [0.0] * 5
 
-    def add(self, lag: int, ns: float) -> None:
-        """One catch-up."""
-        for index, value in enumerate((1.0, lag, lag * lag, ns, ns * lag)):
+    def add(self, tokens: int, ns: float) -> None:
+        """One reading."""
+        for index, value in enumerate((1.0, tokens, tokens * tokens, ns, ns * tokens)):
             self.sums[index] = 0.97 * self.sums[index] + value
 
-    def expected(self, lag: int) -> float | None:
+    def expected(self, tokens: int) -> float | None:
         """None while nothing is known."""
         n, x, xx, y, xy = self.sums
         if n <= 0:
             return None
         spread = n * xx - x * x
         slope = max(0.0, (n * xy - x * y) / spread) if spread > 1e-9 * n * xx and n > 1.5 else 0.0
-        return max(0.0, y / n + slope * (lag - x / n))
+        return max(0.0, y / n + slope * (tokens - x / n))
 
 
 def at(batch_size: int) -> int:

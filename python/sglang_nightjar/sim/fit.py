@@ -18,12 +18,16 @@ from sglang_nightjar.errors import ConfigError
 from sglang_nightjar.policy.replay import files_of, messages
 from sglang_nightjar.sim.acceptance import Acceptance, RequestClass
 from sglang_nightjar.sim.costs import Costs, Table
-from sglang_nightjar.sim.setup import EngineSettings, Setup
+from sglang_nightjar.sim.setup import DraftMoves, EngineSettings, Setup
 
 _KNOTS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096)
 #: Besides the target's table: speculation, draft steps, drafted rows, requests, context.
 _OTHERS = 5
 _FEWEST = 50
+#: Residencies in which an iteration is nothing but an iteration.
+_STEADY = (Residency.RESIDENT, Residency.PARKED, Residency.OFFLOADED)
+#: How much neighbouring slopes of the target's table are held alike, where readings are few.
+_SMOOTH = 0.003
 _OUTLIER = 3.0
 
 
@@ -45,7 +49,15 @@ class Fit:
 def fit(log: Path, name: str = "") -> Fit:
     """Fit the log at ``log`` (also .gz). Raises ConfigError if it holds too little."""
     hello, records = _read(log)
-    plain = [r for r in records if not r.prefill_tokens and r.committed and r.residency == Residency.RESIDENT]
+    # The first iteration of another γ, or after a move of the draft, has work of the change in it.
+    plain = [
+        r
+        for before, r in zip(records, records[1:], strict=False)
+        if not r.prefill_tokens
+        and r.committed
+        and r.residency in _STEADY
+        and (before.gamma, before.residency) == (r.gamma, r.residency)
+    ]
     if hello is None or len(plain) < _FEWEST or len({(r.batch_size, r.gamma) for r in plain}) < 3:
         raise ConfigError(
             f"{log}: {len(plain)} decode iterations of {len({(r.batch_size, r.gamma) for r in plain})} kinds; at least "
@@ -78,7 +90,7 @@ def fit(log: Path, name: str = "") -> Fit:
     )  # fmt: skip
     engine = EngineSettings(
         hello.candidates, hello.start_gamma, min(hello.max_batch_size, 4096), max(1, hello.kv_tokens),
-        hello.kv_tokens_without_draft,
+        hello.kv_tokens_without_draft, draft=_moves(records, costs),
     )  # fmt: skip
     source = f"fitted to {len(plain)} iterations of {log.name}"
     setup = Setup(
@@ -124,6 +136,11 @@ def _costs(keys: np.ndarray, ns: np.ndarray, context: np.ndarray, weight: np.nda
     gram = scaled.T @ weighted
     # A touch of ridge decides where readings can't.
     gram += 1e-4 * np.trace(gram) / len(gram) * np.eye(len(gram))
+    lengths = scale[1 : 1 + len(segments)]
+    for index in range(len(segments) - 1):
+        row = np.zeros(len(gram))
+        row[1 + index], row[2 + index] = 1.0 / lengths[index], -1.0 / lengths[index + 1]
+        gram += _SMOOTH * np.trace(gram) / len(gram) * np.outer(row, row) * lengths[index] * lengths[index + 1]
     x = nonnegative(gram, weighted.sum(0), np.full(len(gram), 1e-6), 20_000) / scale
     steps, (speculative, step, row, request, token) = x[1:-_OTHERS], x[-_OTHERS:]
     points, value = [(1.0, float(x[0]))], float(x[0])
@@ -163,6 +180,30 @@ def _prefill(records: list[Telemetry], costs: Costs) -> tuple[Table, float]:
     return (
         ((1.0, round(float(solved[0] + slope))), (most, round(float(solved[0] + slope * most)))),
         float(tokens.sum() / max(1, joined)),
+    )
+
+
+def _moves(records: list[Telemetry], costs: Costs) -> DraftMoves:
+    """What catching up costs, from the iterations that did it."""
+    if not any(r.residency == Residency.PARKED for r in records):
+        return DraftMoves()
+    lags, extra, lag, took = [], [], 0, 0.0
+    for record in records:
+        if record.residency == Residency.CATCHING_UP:
+            lag = max(lag, record.lag_total)
+            if not record.prefill_tokens:
+                took += max(0.0, record.iteration_ns - costs.decode_ns(record.batch_size, 0, record.context_tokens))
+        elif lag:
+            lags.append(float(lag))
+            extra.append(took)
+            lag, took = 0, 0.0
+    if not lags:
+        return DraftMoves(parks=True)
+    x, y = np.array(lags), np.array(extra)
+    table = np.column_stack([np.ones_like(x), x / x.max()])
+    solved = nonnegative(table.T @ table + 1e-9 * np.eye(2), table.T @ y, np.array([1.0, 1.0]), 20_000)
+    return DraftMoves(
+        parks=True, catch_up_ns=round(float(solved[0])), catch_up_token_ns=round(float(solved[1] / x.max()))
     )
 
 
