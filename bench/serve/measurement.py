@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -57,14 +59,22 @@ class Measurement:
         log = self.fleet.decision_log(arm.server)
         mark = LogMark.end_of(log) if log else None
         usage, counters = Usage.of(server), self._counters(server) if arm.policy else None
+        began, generators_s = time.monotonic(), _children_cpu_s()
         outcome = self._generate(job, self.around)
-        used = Usage.of(server).since(usage)
+        ended = Usage.of(server)
+        others_s = max(0.0, ended.others_since(usage) - (_children_cpu_s() - generators_s))
+        seconds = time.monotonic() - began
         after = self._counters(server) if arm.policy else None
         time.sleep(0.5 if mark else 0)  # The log is written every 0.2 s.
 
         faults = validity.of_answers(job, outcome.answers) + validity.of_generator(job, outcome)
+        faults += validity.of_machine(others_s, seconds, os.cpu_count() or 1)
         faults += validity.of_capacity(self.fleet.wanted_capacity(arm.server), self.fleet.capacity(server))
-        side: dict[str, Any] = {"load": server_side.from_samples(outcome.samples), "processes": used}
+        side: dict[str, Any] = {
+            "load": server_side.from_samples(outcome.samples),
+            "processes": ended.since(usage),
+            "others_cpu_s": others_s,
+        }
         if counters is not None and after is not None:
             side["counters"] = after.since(counters)
             faults += validity.of_policy(str(_policy_name(arm.policy, counters)), after.policy, side["counters"])
@@ -141,6 +151,12 @@ class Measurement:
             if code != 0 or not made.exists():
                 raise ServerFault(f"the load generator ended with {code}: {shlex.join(command)}")
             return Outcome.from_json(orjson.loads(made.read_bytes()))
+
+
+def _children_cpu_s() -> float:
+    """CPU time of the load generators so far, their start included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _totals(arm: Arm, answers: Sequence[Any], outcome: Outcome) -> dict[str, Any]:

@@ -214,10 +214,12 @@ def roles(server: Server) -> dict[str, list[int]]:
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU seconds since their start, and resident bytes, of a server's processes by role."""
+    """CPU seconds since their start, and resident bytes, of a server's processes by role; and CPU seconds of the whole
+    machine since it was started (``busy_s``), time that a hypervisor took away included."""
 
     cpu_s: dict[str, float]
     rss_bytes: dict[str, int]
+    busy_s: float
 
     @classmethod
     def of(cls, server: Server) -> Usage:
@@ -232,7 +234,21 @@ class Usage:
                     times = process.cpu_times()
                     cpu[role] = cpu.get(role, 0.0) + times.user + times.system
                     rss[role] = rss.get(role, 0) + process.memory_info().rss
-        return cls(cpu, rss)
+        return cls(cpu, rss, cls.machine_busy_s())
+
+    @staticmethod
+    def machine_busy_s() -> float:
+        """See the class."""
+        import psutil
+
+        times = psutil.cpu_times()
+        # Linux counts a guest's time as its host process' user time, too.
+        return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+
+    def others_since(self, before: Usage) -> float:
+        """CPU seconds of everybody but this server meanwhile, in s."""
+        own = sum(self.cpu_s.values()) - sum(before.cpu_s.values())
+        return max(0.0, self.busy_s - before.busy_s - own)
 
     def since(self, before: Usage) -> dict[str, Any]:
         """CPU seconds that were used meanwhile, and memory now, by role."""

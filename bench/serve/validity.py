@@ -14,6 +14,8 @@ LATE_S = 0.1
 STILL_S = 0.5
 #: Of one core; more than this the generator took away from the server.
 GENERATOR_SHARE = 0.25
+#: Of all cores; more than this, and what else the machine did was measured.
+OTHERS_SHARE = 0.1
 
 Kind = Literal["arm", "measurement"]
 
@@ -73,6 +75,14 @@ def of_generator(job: Job, outcome: Outcome) -> list[Fault]:
     if outcome.wall_s < job.seconds - 0.1:
         faults.append(Fault("measurement", f"the load ended after {outcome.wall_s:.1f} of {job.seconds:.1f} s"))
     return faults
+
+
+def of_machine(others_s: float, wall_s: float, cores: int) -> list[Fault]:
+    """A machine that did something else: ``others_s`` CPU seconds of everybody but the server and the generator."""
+    share = others_s / max(wall_s * cores, 1e-9)
+    if share <= OTHERS_SHARE:
+        return []
+    return [Fault("measurement", f"other work took {share:.0%} of the machine's cores")]
 
 
 def of_capacity(wanted: tuple[int, int], found: tuple[int, int]) -> list[Fault]:

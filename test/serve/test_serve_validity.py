@@ -1,5 +1,6 @@
 """Each fault is planted, and found; and what is fine is left alone."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from bench.serve import reference, validity
 from bench.serve.claim import claim
 from bench.serve.job import Answer, Job, Outcome, Request
 from bench.serve.results import Results, speed
+from bench.serve.servers import Usage
 
 JOB = Job("http://nowhere", [Request(0.0, [1, 2, 3], 4), Request(1.0, [4, 5], 4)], seconds=2.0)
 
@@ -75,6 +77,23 @@ def test_a_generator_that_lagged() -> None:
     assert "stood still" in texts(validity.of_generator(JOB, outcome(good(), worst_lag=0.7)), "measurement")
     assert "of a core" in texts(validity.of_generator(JOB, outcome(good(), cpu_s=1.0)), "measurement")
     assert "ended after" in texts(validity.of_generator(JOB, outcome(good(), wall_s=1.0)), "measurement")
+
+
+def test_a_machine_that_did_something_else() -> None:
+    assert validity.of_machine(others_s=10.0, wall_s=90.0, cores=2) == []
+    assert texts(validity.of_machine(90.0, 90.0, 2), "measurement") == "other work took 50% of the machine's cores"
+    before = Usage({"scheduler": 100.0, "http": 5.0}, {}, busy_s=1000.0)
+    after = Usage({"scheduler": 180.0, "http": 7.0}, {}, busy_s=1100.0)
+    assert after.others_since(before) == pytest.approx(18.0)
+
+
+def test_other_work_is_seen() -> None:
+    """By the real counters: this process is nobody's server, and works for a while."""
+    before = Usage({}, {}, Usage.machine_busy_s())
+    until = time.process_time() + 0.5
+    while time.process_time() < until:
+        pass
+    assert Usage({}, {}, Usage.machine_busy_s()).others_since(before) > 0.3
 
 
 def test_a_cap_that_differed() -> None:
