@@ -135,7 +135,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    measured = []
+    measured: list[dict] = []
+    windows: list[tuple[float, float]] = []
     with start(args.folder, args.port) as server:
         server.generate("Once upon a time", max_new_tokens=8)
         put(server, {"path": str(HERE / "cycle.py")})
@@ -146,13 +147,16 @@ def main() -> None:
         print(f"cycle: {load.rate:.1f} tokens/s, {load.failed} failed", flush=True)
         for name, policy in POLICIES.items():
             put(server, policy)
-            load = ClosedLoop(server.url, LOAD_B, TOKENS_B, 2)
+            load, at = ClosedLoop(server.url, LOAD_B, TOKENS_B, 2), time.time()
             load.run()
+            windows.append((at, time.time()))
             latency = statistics.mean(b - a for a, b, _ in load.answers)
             line = {"name": name, "policy": policy, "rate": load.rate, "latency_s": latency}
             measured.append(line | {"requests": len(load.answers), "failed": load.failed})
             print(f"{name}: {load.rate:.1f} tokens/s, {1e3 * latency:.0f} ms, {load.failed} failed", flush=True)
     cut(args.folder / "decisions.jsonl", args.out / "cycle.jsonl.gz", began, ended)
+    for index, window in enumerate(windows):
+        cut(args.folder / "decisions.jsonl", args.out / f"load-b-{index}.jsonl.gz", *window)
     said = provenance(flags=FLAGS, load_a=LOAD_A, load_b=LOAD_B, tokens_a=TOKENS_A, tokens_b=TOKENS_B)
     text = json.dumps({"provenance": said, "measured": measured}, indent=1, ensure_ascii=False)
     (args.out / "measured.json").write_text(text + "\n")

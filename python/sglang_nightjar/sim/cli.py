@@ -124,7 +124,7 @@ def _fit(args: argparse.Namespace) -> int:
     text = found.setup.dump()
     print(
         f"# {found.iterations} iterations; error of the cells: median {found.error[0]:.1%}, 95% below "
-        f"{found.error[1]:.1%}; mean prompt {found.prompt_tokens:.0f} tokens",
+        f"{found.error[1]:.1%}",
         flush=True,
     )
     if args.output is None:

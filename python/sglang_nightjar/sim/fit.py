@@ -43,21 +43,12 @@ class Fit:
     setup: Setup
     iterations: int
     error: tuple[float, float]
-    prompt_tokens: float
 
 
 def fit(log: Path, name: str = "") -> Fit:
     """Fit the log at ``log`` (also .gz). Raises ConfigError if it holds too little."""
-    hello, records = _read(log)
-    # The first iteration of another γ, or after a move of the draft, has work of the change in it.
-    plain = [
-        r
-        for before, r in zip(records, records[1:], strict=False)
-        if not r.prefill_tokens
-        and r.committed
-        and r.residency in _STEADY
-        and (before.gamma, before.residency) == (r.gamma, r.residency)
-    ]
+    hello, records = read(log)
+    plain = steady(records)
     if hello is None or len(plain) < _FEWEST or len({(r.batch_size, r.gamma) for r in plain}) < 3:
         raise ConfigError(
             f"{log}: {len(plain)} decode iterations of {len({(r.batch_size, r.gamma) for r in plain})} kinds; at least "
@@ -82,7 +73,7 @@ def fit(log: Path, name: str = "") -> Fit:
     order = np.argsort(cell_error)
     at = np.cumsum(weight[order]) / weight.sum()
     error = tuple(float(cell_error[order][np.searchsorted(at, share)]) for share in (0.5, 0.95))
-    prefill, prompt = _prefill(records, costs)
+    prefill = _prefill(records, costs)
     made = Costs(
         costs.target, costs.draft, prefill, costs.speculative_ns, costs.request_ns, costs.context_ns,
         noise=round(min(2.0, noise), 4), outlier_share=round(min(0.5, len(outliers) / len(ratio)), 5),
@@ -97,10 +88,23 @@ def fit(log: Path, name: str = "") -> Fit:
         made, _acceptance(records, hello.candidates[-1]), engine, name or log.name.partition(".")[0], source,
         Path(hello.target).name, Path(hello.draft).name, hello.hardware,
     )  # fmt: skip
-    return Fit(setup, len(plain), (error[0], error[1]), prompt)
+    return Fit(setup, len(plain), (error[0], error[1]))
 
 
-def _read(log: Path) -> tuple[Hello | None, list[Telemetry]]:
+def steady(records: list[Telemetry]) -> list[Telemetry]:
+    """Those that were nothing but an iteration: no prefill, and no change of γ or move of the draft just before."""
+    return [
+        r
+        for before, r in zip(records, records[1:], strict=False)
+        if not r.prefill_tokens
+        and r.committed
+        and r.residency in _STEADY
+        and (before.gamma, before.residency) == (r.gamma, r.residency)
+    ]
+
+
+def read(log: Path) -> tuple[Hello | None, list[Telemetry]]:
+    """The last greeting and all telemetry of a decision log (also .gz). Raises ConfigError."""
     hello, records = None, []
     for message in _gzipped(log) if log.suffix == ".gz" else messages(files_of(log), [0]):
         if isinstance(message, Hello):
@@ -158,11 +162,17 @@ def _costs(keys: np.ndarray, ns: np.ndarray, context: np.ndarray, weight: np.nda
     )
 
 
-def _prefill(records: list[Telemetry], costs: Costs) -> tuple[Table, float]:
-    """Time by prompt tokens, and the mean prompt, from the iterations that a prefill shared."""
-    shared = [(r, before) for before, r in zip(records, records[1:], strict=False) if r.prefill_tokens > 0]
+def _prefill(records: list[Telemetry], costs: Costs) -> Table:
+    """Time by prompt tokens, from the iterations that a prefill shared."""
+    shared = [
+        (r, before)
+        for before, r in zip(records, records[1:], strict=False)
+        if r.prefill_tokens > 0
+        and r.residency in _STEADY
+        and (before.gamma, before.residency) == (r.gamma, r.residency)
+    ]
     if not shared:
-        return ((1.0, 0.0),), 0.0
+        return ((1.0, 0.0),)
     tokens = np.array([r.prefill_tokens for r, _ in shared], float)
     extra = np.array(
         [max(0.0, r.iteration_ns - costs.decode_ns(r.batch_size, r.gamma, r.context_tokens)) for r, _ in shared]
@@ -176,11 +186,7 @@ def _prefill(records: list[Telemetry], costs: Costs) -> tuple[Table, float]:
     solved = nonnegative(table.T @ table + 1e-9 * np.eye(2), table.T @ y, np.array([1.0, 1.0]), 20_000)
     slope = float(solved[1] / x.max())
     most = float(max(2.0, tokens.max()))
-    joined = sum(max(0, r.running - before.running) for r, before in shared)
-    return (
-        ((1.0, round(float(solved[0] + slope))), (most, round(float(solved[0] + slope * most)))),
-        float(tokens.sum() / max(1, joined)),
-    )
+    return ((1.0, round(float(solved[0] + slope))), (most, round(float(solved[0] + slope * most))))
 
 
 def _moves(records: list[Telemetry], costs: Costs) -> DraftMoves:
