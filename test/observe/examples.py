@@ -30,7 +30,16 @@ def rank(number: int = 0, **changes: Any) -> dict[str, Any]:
         "seconds_by_gamma": {"0": 1.5, "3": 2.5},
         "draft_tokens": {"proposed": 300, "accepted": 120, "verified": 180},
         "switches": [{"from": 0, "to": 3, "source": "policy", "count": 2}],
-        "counters": {"gamma_switches": 2, "fallbacks": 1, "offloads": 0, "reloads": 0, "errors": 0},
+        "counters": {
+            "gamma_switches": 2,
+            "fallbacks": 1,
+            "offloads": 3,
+            "reloads": 2,
+            "residency_failures": 1,
+            "refused_growths": 1,
+            "moved_tokens": 40,
+            "errors": 0,
+        },
         **changes,
     }
 

@@ -29,6 +29,11 @@ def test_series_of_a_rank(registry: CollectorRegistry) -> None:
     assert value("policy_round_trip_seconds") == pytest.approx(800e-6)
     assert value("agent_overhead_seconds", quantile="0.99") == pytest.approx(30e-6)
     assert value("frames_rejected_total") == 2
+    assert value("kv_capacity_tokens") == 16384
+    assert value("draft_device_bytes") == 1000
+    assert (value("residency", state="RESIDENT"), value("residency", state="OFFLOADED")) == (1, 0)
+    assert (value("offloads_total"), value("reloads_total"), value("kv_tokens_moved_total")) == (3, 2, 40)
+    assert value("residency_failures_total") == 2
 
     status = rank(source="fallback", seconds_by_gamma={"0": 1.5, "3": 3.5, "5": 0.5})
     metrics.update()

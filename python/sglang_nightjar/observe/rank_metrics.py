@@ -6,6 +6,8 @@ The agent keeps plain numbers and never touches Prometheus; `exporter` reads the
 from collections.abc import Callable
 from typing import Any
 
+from sglang_nightjar.core.messages import Residency
+
 Status = dict[str, Any]
 
 
@@ -48,6 +50,15 @@ class RankMetrics:
         self._overhead = gauge(
             "agent_overhead_seconds", "Time of the agent on the scheduler's thread, per iteration.", "quantile"
         )
+        self._capacity = gauge(
+            "kv_capacity_tokens", "Tokens of the KV cache, the draft's place included while it is away."
+        )
+        self._draft_bytes = gauge("draft_device_bytes", "What the draft's own weights take on the device.")
+        self._residency = gauge("residency", "1 for the state that the draft is in.", "state")
+        self._offloads = counter("offloads", "How often the draft's memory was given back.")
+        self._reloads = counter("reloads", "How often the draft came back.")
+        self._moved = counter("kv_tokens_moved", "Tokens of KV that moved to make room for the draft's return.")
+        self._transition_failures = counter("residency_failures", "Steps of the draft's going and coming that failed.")
         self._iterations = counter("iterations", "Decode iterations.")
         self._seconds = counter("seconds_by_gamma", "Duration of the decode iterations with this γ.", "gamma")
         self._switches = counter(
@@ -80,7 +91,15 @@ class RankMetrics:
             self._seconds.follow(seconds, rank, gamma)
         for switch in status["switches"]:
             self._switches.follow(switch["count"], rank, str(switch["from"]), str(switch["to"]), switch["source"])
+        self._capacity.labels(rank).set(status["kv"]["capacity"])
+        self._draft_bytes.labels(rank).set(status["draft"]["device_bytes"])
+        for state in Residency:
+            self._residency.labels(rank, state.name).set(status["residency"] == state.name)
         for growth, total in (
+            (self._offloads, counters["offloads"]),
+            (self._reloads, counters["reloads"]),
+            (self._moved, counters.get("moved_tokens", 0)),
+            (self._transition_failures, counters.get("residency_failures", 0) + counters.get("refused_growths", 0)),
             (self._iterations, status["iterations"]),
             (self._verified, drafts["verified"]),
             (self._proposed, drafts["proposed"]),
