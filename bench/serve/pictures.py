@@ -25,7 +25,8 @@ _COLOURS = {
     "ema": "#e8a33d",
     "off": "#7a5195",
 }
-_GREYS = ("#c4c4c4", "#a8a8a8", "#8c8c8c", "#707070", "#585858")
+_GREYS = ("#a8a8a8", "#989898", "#888888", "#787878", "#686868")
+_DASHES = ("solid", "dashed", "dashdot", "dotted", (0, (6, 1, 1, 1, 1, 1)))
 _OTHERS = ("#2a9d8f", "#8f5aa8", "#b5651d", "#4c956c")
 #: s; a second alone is too noisy to be read.
 _SMOOTH = 3
@@ -82,6 +83,8 @@ def _timeline(results: Results, scenario: str, folder: Path) -> Path:
         panel.set_ylim(bottom=1 if panel is length and panel.lines else 0)
         for phase in due[0]["phases"][1:]:
             panel.axvline(phase["start"], color="black", linewidth=0.5, alpha=0.3)
+    for phase in due[0]["phases"]:
+        load.text(phase["start"], 1.02, phase["name"], fontsize=8, transform=load.get_xaxis_transform())
     return _save(figure, throughput, folder / f"{scenario}-timeline.svg", len(results.arms(scenario)))
 
 
@@ -136,33 +139,34 @@ def _phase_values(runs: Sequence[Run], name: str, read: Callable[[dict[str, Any]
 
 
 def _mean_series(runs: Sequence[Sequence[dict[str, Any]]], key: str) -> tuple[list[float], list[float]]:
-    """Per second the mean over those runs that have it, smoothed over three seconds."""
+    """Per second the mean over those runs that have it, smoothed over three seconds; a hole where none has it."""
     by_second: dict[int, list[float]] = {}
     for seconds in runs:
         for second in seconds:
             by_second.setdefault(int(second["at"]), []).append(second[key])
-    times = sorted(by_second)
-    values = {at: sum(by_second[at]) / len(by_second[at]) for at in times}
-    half = _SMOOTH // 2
-    smooth = [[values[t] for t in range(at - half, at + half + 1) if t in values] for at in times]
-    return [at + 0.5 for at in times], [sum(near) / len(near) for near in smooth]
+    values = {at: sum(found) / len(found) for at, found in by_second.items()}
+    times, means, half = [], [], _SMOOTH // 2
+    for at in range(min(values, default=0), max(values, default=-1) + 1):
+        near = [values[t] for t in range(at - half, at + half + 1) if t in values]
+        times.append(at + 0.5)
+        means.append(sum(near) / len(near) if near else math.nan)
+    return times, means
 
 
 def _style(results: Results, arm: str) -> dict[str, Any]:
     arms = list(results.labels)
     static = [a for a in arms if "static-" in a]
     others = [a for a in arms if a not in _COLOURS and a not in static]
+    dashes: Any = "solid"
     if arm in static:
-        colour = _GREYS[static.index(arm) % len(_GREYS)]
+        place = static.index(arm) % len(_GREYS)
+        colour, dashes = _GREYS[place], _DASHES[place]
     else:
         colour = _COLOURS.get(arm) or _OTHERS[others.index(arm) % len(_OTHERS)]
     width = 2.2 if arm in subjects(results) else 1.2
-    return {
-        "color": colour,
-        "linewidth": width,
-        "label": results.labels[arm].strip("`"),
-        "zorder": 3 if width > 2 else 2,
-    }
+    order = 3 if width > 2 else 2
+    label = results.labels[arm].strip("`")
+    return {"color": colour, "linewidth": width, "linestyle": dashes, "label": label, "zorder": order}
 
 
 def _plain(panel: Any) -> None:
