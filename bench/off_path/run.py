@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import statistics
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,40 @@ ARMS = ("none", "gamma 0")
 
 
 def decode(one: Any, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
-    """Decode ``prompts`` at γ=0; seconds of each decode iteration, and how many requests it had."""
+    """Decode ``prompts`` at γ=0; of each decode iteration its seconds, those in the target's forward pass, its size."""
     one.forget()
+    forwards = watch_forward(one)
     names = [f"d{i}" for i in range(len(prompts))]
     for name, ids in zip(names, prompts, strict=True):
         one.add(name, ids, new_tokens)
     sizes: list[int] = []
+    inside: list[float] = []
     while True:
         count = len(one.seconds)
+        forwards.clear()
         busy = one.step(0) is not None or one.scheduler.waiting_queue
         if len(one.seconds) > count:
             sizes.append(len(one.scheduler.running_batch.reqs))
+            inside.append(sum(forwards))
         if not busy:
-            return {"seconds": list(one.seconds), "sizes": sizes}
+            return {"seconds": list(one.seconds), "inside": inside, "sizes": sizes}
+
+
+def watch_forward(one: Any) -> list[float]:
+    """A list to which every forward pass of the target adds its seconds."""
+    runner = one.scheduler.tp_worker.model_runner
+    if not hasattr(runner, "bench_seconds"):
+        seconds: list[float] = []
+        forward = runner.forward
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            output = forward(*arguments, **named)
+            seconds.append(time.perf_counter() - began)
+            return output
+
+        runner.forward, runner.bench_seconds = timed, seconds
+    return runner.bench_seconds
 
 
 def main() -> None:
@@ -47,7 +69,7 @@ def main() -> None:
     draw = random.Random(args.seed)
     prompts = prompt_ids(max(*args.batches, args.crowd, 1))
     flags = {"max_total_tokens": args.kv_tokens, "max_running_requests": 64, "disable_radix_cache": True}
-    cells: dict[str, dict[str, list[float]]] = {}
+    cells: dict[str, dict[str, dict[str, list[float]]]] = {}
     crowd: dict[str, float] = {}
     with ExitStack() as stack:
         arms = {name: stack.enter_context(Arm(name != "none", **flags)) for name in ARMS}
@@ -57,8 +79,10 @@ def main() -> None:
             chosen = [prompts[(repetition * batch + i) % len(prompts)] for i in range(batch)]
             for name in draw.sample(ARMS, len(ARMS)):
                 found = arms[name].ask(decode, chosen, args.new_tokens)
-                full = [s for s, size in zip(found["seconds"], found["sizes"], strict=True) if size == batch]
-                cells.setdefault(str(batch), {}).setdefault(name, []).append(1e3 * statistics.median(full))
+                full = [i for i, size in enumerate(found["sizes"]) if size == batch]
+                cell = cells.setdefault(str(batch), {}).setdefault(name, {"whole": [], "outside": []})
+                cell["whole"].append(1e3 * statistics.median(found["seconds"][i] for i in full))
+                cell["outside"].append(1e3 * statistics.median(found["seconds"][i] - found["inside"][i] for i in full))
         for name in ARMS if args.crowd else ():
             found = arms[name].ask(decode, prompts[: args.crowd], 2 * args.new_tokens)
             # While there is a queue: the last requests to finish run alone in any case.
@@ -72,14 +96,21 @@ def main() -> None:
     print(text)
 
 
-def table(cells: dict[str, dict[str, list[float]]], crowd: dict[str, float]) -> str:
+def table(cells: dict[str, dict[str, dict[str, list[float]]]], crowd: dict[str, float]) -> str:
     """Medians over the repetitions, and the median of the ratios of neighbours."""
-    lines = ["| requests | no speculation, ms | γ=0, ms | ratio, median (quartiles) |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| requests | no speculation, ms | γ=0, ms | ratio, median (quartiles) | outside the forward, ms | γ=0, ms |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for batch, by_arm in cells.items():
-        ratios = [b / a for a, b in zip(by_arm["none"], by_arm["gamma 0"], strict=True)]
+        ratios = [b / a for a, b in zip(by_arm["none"]["whole"], by_arm["gamma 0"]["whole"], strict=True)]
         low, middle, high = quartiles(ratios)
-        medians = [statistics.median(by_arm[name]) for name in ARMS]
-        lines.append(f"| {batch} | {medians[0]:.2f} | {medians[1]:.2f} | {middle:.3f} ({low:.3f} to {high:.3f}) |")
+        medians = [statistics.median(by_arm[name]["whole"]) for name in ARMS]
+        outside = [statistics.median(by_arm[name]["outside"]) for name in ARMS]
+        lines.append(
+            f"| {batch} | {medians[0]:.2f} | {medians[1]:.2f} | {middle:.3f} ({low:.3f} to {high:.3f}) | "
+            f"{outside[0]:.2f} | {outside[1]:.2f} |"
+        )
     if crowd:
         lines += ["", "| | no speculation | γ=0 |", "| --- | --- | --- |"]
         lines.append(f"| mean number of running requests | {crowd['none']:.1f} | {crowd['gamma 0']:.1f} |")
