@@ -52,8 +52,16 @@ def start(_result: None, scheduler: Any) -> None:
 
 
 def between_iterations(scheduler: Any, running_batch: Any, last_batch: Any) -> None:
-    if residency.current is not None:
+    if residency.current is None:
+        return
+    try:
         residency.current.step()
+    except Exception as error:
+        if scheduler.ps.tp_size > 1:
+            # The other ranks would wait for this one; an end that is seen is better than that.
+            raise
+        logger.exception("Nightjar: the draft stays where it is, because of a bug of ours")
+        residency.abandon(f"a fault: {error!r}")
 
 
 def after_flush(_result: Any, _scheduler: Any, *_rest: Any, **_named: Any) -> None:

@@ -5,6 +5,8 @@ row holds what its owner wrote, the draft's weights are what they were whenever 
 is not there.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers.kv_world import KvWorld
@@ -14,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sglang_nightjar.core.messages import Residency
 from sglang_nightjar.core.residency import LONGEST_PAUSE_TICKS, Wish
+from sglang_nightjar.draft import residency
 from sglang_nightjar.draft.residency import DraftResidency
 from sglang_nightjar.draft.weights import DraftWeights
 from sglang_nightjar.memory.elastic import MemoryRefusedError
@@ -270,6 +273,29 @@ def test_a_failure_on_another_rank_is_a_failure_here() -> None:
         parts.driver.step()
         parts.check()
     parts.go(HERE, Residency.RESIDENT, LONGEST_PAUSE_TICKS)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_bug_of_ours_costs_the_draft_and_no_request(monkeypatch: pytest.MonkeyPatch, away: bool) -> None:
+    from sglang_nightjar.patches import scheduler_residency
+
+    parts = Parts()
+    if away:
+        parts.go(AWAY, Residency.OFFLOADED)
+    available: list[bool] = []
+    parts.driver.on_change = available.append
+    monkeypatch.setattr(residency, "current", parts.driver)
+    monkeypatch.setattr(residency, "why_not", "")
+    monkeypatch.setattr(parts.driver, "_one_piece", lambda: 1 / 0)
+    parts.world.scheduler.ps = SimpleNamespace(tp_size=1)
+    scheduler_residency.between_iterations(parts.world.scheduler, None, None)
+    assert residency.current is None and "ZeroDivisionError" in residency.why_not
+    assert available == [not away]
+    scheduler_residency.between_iterations(parts.world.scheduler, None, None)
+    monkeypatch.setattr(residency, "current", parts.driver)
+    parts.world.scheduler.ps.tp_size = 2
+    with pytest.raises(ZeroDivisionError):
+        scheduler_residency.between_iterations(parts.world.scheduler, None, None)
 
 
 class Cycle(RuleBasedStateMachine):

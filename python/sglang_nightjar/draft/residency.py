@@ -239,6 +239,14 @@ class DraftResidency:
             logger.warning("Nightjar: memory could not be given back: %s", error)
 
 
+def abandon(why: str) -> None:
+    """After a fault of ours: the draft stays where it is, and works if all of it is there."""
+    global current, why_not
+    if current is not None:
+        current.on_change(current.weights.on_device)
+    current, why_not = None, why
+
+
 def report() -> tuple[int, int, int]:
     """Residency, largest and total lag, as in `core.messages.Telemetry`."""
     if current is None:
