@@ -1,0 +1,221 @@
+"""The simulator: what must hold of any engine, and what can be worked out by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sglang_nightjar.core.policy import Decision, Policy
+from sglang_nightjar.errors import ConfigError
+from sglang_nightjar.policies.nightjar import Nightjar
+from sglang_nightjar.policies.off import Off
+from sglang_nightjar.policies.static import Static, StaticParams
+from sglang_nightjar.sim import builtin
+from sglang_nightjar.sim.acceptance import Acceptance, RequestClass
+from sglang_nightjar.sim.costs import Costs, interpolate
+from sglang_nightjar.sim.loads import Lengths, LoadSettings, make, read_trace
+from sglang_nightjar.sim.setup import DraftMoves, EngineSettings, Setup
+from sglang_nightjar.sim.world import simulate
+
+COSTS = Costs(target=((1, 10e6), (32, 10e6), (64, 20e6)), draft=((1, 1e6),), prefill=((1, 1e6), (100, 5e6)), noise=0.0)
+SETUP = Setup(COSTS, Acceptance((RequestClass((0.8, 0.5)),)), EngineSettings(candidates=(0, 1, 2), start_gamma=2))
+
+
+def static(gamma):
+    return Static(StaticParams(gamma=gamma))
+
+
+def closed(clients, seconds=20.0, output=1000, **changes):
+    return LoadSettings(clients=((seconds, clients),), prompt=Lengths(10), output=Lengths(output), **changes)
+
+
+def test_tables_are_linear_between_points_and_beyond():
+    table = ((1.0, 10.0), (3.0, 20.0), (5.0, 60.0))
+    assert [interpolate(table, x) for x in (0.5, 1, 2, 3, 4, 7)] == [10, 10, 15, 20, 40, 100]
+    with pytest.raises(ValueError, match="ascend"):
+        Costs(target=((2.0, 1.0), (1.0, 2.0)))
+
+
+def test_without_drafts_the_rate_is_clients_per_iteration():
+    result = simulate(SETUP, closed(8), Off(), iterations=900)
+    assert result.iterations == 900 and result.shares[0] > 0.99
+    # 10 ms an iteration for up to 32 rows; the prefill takes next to nothing.
+    assert result.tokens / (result.iterations * 0.010 * 8) == pytest.approx(100, rel=0.02)
+
+
+def test_accepted_tokens_are_those_of_the_rates():
+    """1 + 0.8 + 0.8 · 0.5 tokens per request and iteration."""
+    result = simulate(SETUP, closed(8, seconds=100.0), static(2), seed=3)
+    assert result.tokens / (result.iterations * result.batch_size) == pytest.approx(2.2, rel=0.02)
+
+
+def test_efficiency_is_that_of_the_oracle_worked_out_by_hand():
+    """At 8 clients γ=2 is the best: 2.2 tokens in 12 ms against 1 in 10 ms and 1.8 in 11 ms."""
+    assert simulate(SETUP, closed(8), static(2)).efficiency == pytest.approx(1.0)
+    assert simulate(SETUP, closed(8), static(1)).efficiency == pytest.approx((1.8 / 11) / (2.2 / 12), rel=1e-3)
+    oracle = simulate(SETUP, closed(8), static(0), oracle=True)
+    assert oracle.efficiency == pytest.approx(1.0) and oracle.shares == {2: 1.0}
+
+
+@pytest.mark.parametrize("gamma", [0, 2])
+@pytest.mark.parametrize("kv_tokens", [400, 32_768])
+def test_every_request_gets_its_tokens_also_when_kv_is_short(gamma, kv_tokens):
+    setup = replace(SETUP, engine=replace(SETUP.engine, kv_tokens=kv_tokens, headroom=2))
+    load = LoadSettings(rates=((5.0, 20.0),), prompt=Lengths(20, 0.5, 1, 60), output=Lengths(60, 0.7, 1, 200))
+    result = simulate(setup, load, static(gamma), seed=1, drain=True)
+    wanted, source = [], make(load, setup.acceptance.shares(), 1)
+    while source.next_at < 5e9:
+        wanted.append(source.pop().total)
+    assert result.requests == len(wanted) and result.refused == 0
+    assert result.tokens == sum(wanted)
+    assert (result.retractions > 0) == (kv_tokens == 400)
+
+
+def test_a_request_larger_than_the_cache_is_refused_and_the_others_are_served():
+    setup = replace(SETUP, engine=replace(SETUP.engine, kv_tokens=60, headroom=1))
+    load = LoadSettings(rates=((20.0, 2.0),), prompt=Lengths(30, 1.0, 1, 200), output=Lengths(4))
+    result = simulate(setup, load, static(1), drain=True)
+    assert result.refused > 0 and result.requests > 0
+
+
+def test_same_seed_same_run_and_another_one_differs():
+    load = closed(5, seconds=10.0)
+    first, second, other = (simulate(SETUP, load, Nightjar(seed=1), seed=seed) for seed in (4, 4, 5))
+    assert first == second and first != other
+
+
+class Recorder(Policy):
+    """Keeps what it is told."""
+
+    name = "recorder"
+
+    def __init__(self, decision=None):
+        super().__init__()
+        self.decision, self.records, self.arrived = decision or Decision(((1, None, 2),), "all"), [], []
+
+    def hello(self, hello):
+        return self.decision
+
+    def telemetry(self, sender, record):
+        self.records.append(record)
+
+    def arrivals(self, arrivals):
+        self.arrived.append(arrivals)
+
+
+def test_telemetry_is_what_a_scheduler_sends():
+    policy = Recorder()
+    simulate(SETUP, closed(6, seconds=5.0, output=40), policy)
+    assert [r.iteration for r in policy.records] == list(range(1, len(policy.records) + 1))
+    assert all(a.at_ns < b.at_ns for a, b in zip(policy.records, policy.records[1:], strict=False))
+    for record in policy.records:
+        assert len(record.accepted) == record.gamma == 2
+        assert record.batch_size >= record.accepted[0] >= record.accepted[1] >= 0
+        assert record.committed == record.batch_size + sum(record.accepted)
+        assert record.kv_used <= record.kv_capacity
+    shared = [r for r in policy.records if r.prefill_tokens]
+    assert shared and all(r.iteration_ns > 12e6 for r in shared)
+    assert sum(a.requests for a in policy.arrived) > 0
+
+
+def test_a_parked_draft_catches_up_before_it_is_used():
+    moves = DraftMoves(parks=True, catch_up_ns=5e6, catch_up_token_ns=1e5, catch_up_chunk=50)
+    setup = replace(SETUP, engine=replace(SETUP.engine, draft=moves, plan_delay=0))
+
+    class Turns(Recorder):
+        def telemetry(self, sender, record):
+            self.records.append(record)
+            gamma = 0 if record.iteration % 100 < 50 else 2
+            return Decision(((1, None, gamma),), "turns")
+
+    policy = Turns()
+    simulate(setup, closed(2, output=100_000), policy, iterations=300)
+    states = [record.residency for record in policy.records]
+    assert {0, 1, 6} == set(states)
+    assert all(record.gamma == 0 for record in policy.records if record.residency)
+    first = states.index(6)
+    lag = policy.records[first - 1].lag_total
+    assert 50 < lag <= 100
+    # In chunks: a fixed part and 50 tokens, then the others, each beside an iteration of 10 ms.
+    assert [policy.records[first + i].iteration_ns for i in (0, 1)] == [20_000_000, 10_000_000 + (lag - 50) * 100_000]
+
+
+def test_an_offloaded_draft_gives_its_memory_to_the_cache():
+    engine = replace(SETUP.engine, kv_tokens=500, kv_tokens_without_draft=900, draft=DraftMoves(parks=True))
+    policy = Recorder(Decision(((1, None, 0),), "away", "host"))
+    result = simulate(replace(SETUP, engine=engine), closed(4, output=50), policy)
+    assert result.offloads == 1
+    assert {record.kv_capacity for record in policy.records} == {500, 900}
+    assert policy.records[-1].residency == 3
+
+
+def test_replicas_share_one_policy():
+    policy = Recorder()
+    load = LoadSettings(rates=((10.0, 40.0),), prompt=Lengths(10), output=Lengths(50))
+    result = simulate(SETUP, load, policy, replicas=5, drain=True)
+    assert result.requests == pytest.approx(400, abs=80)
+    assert len(policy.records) == result.iterations
+
+
+class TestLoads:
+    def times(self, settings, seed=0):
+        source, found = make(settings, np.array([1.0]), seed), []
+        while source.next_at < 1e18:
+            found.append(source.pop().arrival_ns / 1e9)
+        return found
+
+    def test_poisson_phases_have_their_rates(self):
+        times = np.array(self.times(LoadSettings(rates=((100.0, 10.0), (50.0, 0.0), (100.0, 40.0)))))
+        assert sum(times < 100) == pytest.approx(1000, abs=120)
+        assert sum((times >= 100) & (times < 150)) == 0
+        assert sum(times >= 150) == pytest.approx(4000, abs=250)
+        gaps = np.diff(times[times >= 150])
+        assert gaps.std() / gaps.mean() == pytest.approx(1.0, abs=0.06)
+
+    def test_bursts_are_burstier_than_poisson(self):
+        settings = LoadSettings(bursts=((1.0, 10.0), (30.0, 5.0)), seconds=3000.0)
+        counts = np.histogram(self.times(settings), bins=3000, range=(0, 3000))[0]
+        assert counts.mean() == pytest.approx((1 * 10 + 30 * 5) / 15, rel=0.2)
+        assert counts.var() > 5 * counts.mean()
+
+    def test_a_trace_comes_in_its_own_time_scaled(self, tmp_path):
+        file = tmp_path / "trace.csv"
+        rows = ["2023-11-16 18:17:03.9799600,4808,10", "2023-11-16 18:17:05.9799600,31,8"]
+        file.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
+        assert read_trace(file) == [(0.0, 4808, 10), (pytest.approx(2.0), 31, 8)]
+        settings = LoadSettings(trace=str(file), time_scale=0.5, rate_scale=3, clip=(1000, 100))
+        assert self.times(settings) == pytest.approx([0, 0, 0, 1, 1, 1])
+        assert make(settings, np.array([1.0]), 0).pop().prompt == 1000
+        file.write_text("a,b\n1,2\n")
+        with pytest.raises(ConfigError, match="no table of TIMESTAMP"):
+            read_trace(file)
+
+    def test_a_closed_loop_keeps_its_clients_busy(self):
+        policy = Recorder()
+        load = LoadSettings(clients=((10.0, 3), (10.0, 9), (10.0, 1)), prompt=Lengths(10), output=Lengths(20))
+        simulate(SETUP, load, policy)
+        sizes = {
+            phase: [r.batch_size for r in policy.records if phase < r.at_ns / 1e10 < phase + 0.95]
+            for phase in (0, 1, 2)
+        }
+        assert [round(float(np.median(sizes[phase]))) for phase in (0, 1, 2)] == [3, 9, 1]
+
+    def test_exactly_one_kind(self):
+        with pytest.raises(ValueError, match="exactly one"):
+            LoadSettings(rates=((1.0, 1.0),), clients=((1.0, 1.0),))
+
+
+@pytest.mark.parametrize("name", builtin.names())
+def test_the_servers_that_come_along(name, tmp_path):
+    setup = builtin.builtin(name)
+    assert setup.source
+    file = tmp_path / "setup.yaml"
+    file.write_text(setup.dump())
+    assert builtin.find(str(file)) == setup
+    best = [min(setup.engine.candidates, key=lambda g: setup.costs.decode_ns(b, g)) for b in (1, 16, 200)]
+    assert best == [0, 0, 0]
+
+
+def test_an_unknown_server_is_refused():
+    with pytest.raises(ConfigError, match="must be a YAML file or one of"):
+        builtin.builtin("abacus")
