@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
 
     models, is_demo = _models(args)
-    store.open({**settings.as_json(), "model": models.target, "draft": models.draft, "trace": trace_id})
+    served = {"models": "demo pair"} if is_demo else {"model": models.target, "draft": models.draft}
+    store.open({**settings.as_json(), **served, "trace": trace_id})
     if args.retry:
         _set_aside(store)
     check = not args.no_check and settings.temperature == 0 and is_demo

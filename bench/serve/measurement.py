@@ -130,7 +130,7 @@ class Measurement:
         return Counters.of(Client(server.url, server.key).status())
 
     def _warm_up(self, url: str, key: str) -> None:
-        """A closed loop that grows from one request to as many as may run. Its prompts are those of no run."""
+        """A closed loop that grows from one request to as many as may run; the same one every time."""
         seconds, most = self.settings.warm_up_s, self.settings.max_running_requests
         if seconds <= 0:
             return

@@ -12,14 +12,22 @@ from bench.serve.arms import NONE
 from bench.serve.claim import claim, subjects
 from bench.serve.results import Results
 from bench.serve.store import Store
+from sglang_nightjar.errors import ConfigError
 
 _DIGITS = 6
 
 
 def write(store: Store) -> Path:
-    """Writes it from what is in the store; returns the path of ``report.md``."""
+    """Writes it from the runs in the store, or, where they are gone, from its ``results.jsonl``; returns the path of
+    ``report.md``. Raises ConfigError if there is neither."""
+    lines = store.folder / "results.jsonl"
     results = Results.of(store.all())
-    (store.folder / "results.jsonl").write_bytes(b"".join(orjson.dumps(_rounded(r)) + b"\n" for r in results.runs))
+    if results.runs:
+        lines.write_bytes(b"".join(orjson.dumps(_rounded(run)) + b"\n" for run in results.runs))
+    elif lines.exists():
+        results = read(store.folder)
+    else:
+        raise ConfigError(f"{store.folder} holds no runs")
     pictures = _draw(results, store.folder)
     path = store.folder / "report.md"
     path.write_text(render(results, _conditions(store), store.set_aside_count(), pictures))

@@ -17,6 +17,7 @@ from bench.serve.server_side import LogMark
 from bench.serve.settings import Settings
 from bench.serve.store import Store
 from bench.serve.tables import number
+from sglang_nightjar.errors import ConfigError
 
 
 def made_up(name: str, arm: str, repetition: int, factor: float, **more: Any) -> dict[str, Any]:
@@ -125,8 +126,12 @@ def test_the_report_is_whole(runs: list[dict[str, Any]], tmp_path: Path) -> None
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     assert len(lines) == len(runs) + 1 and not any("answers" in json.loads(line) for line in lines)
     # What is committed is enough to write the report again.
-    again = report.render(report.read(tmp_path), Settings().as_json(), 0, {})
-    assert "## What was to be shown" in again
+    for file in (tmp_path / "runs").iterdir():
+        file.unlink()
+    assert report.write(store).read_text() == text
+    (tmp_path / "results.jsonl").unlink()
+    with pytest.raises(ConfigError, match="holds no runs"):
+        report.write(store)
 
 
 def test_numbers() -> None:
