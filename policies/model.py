@@ -120,6 +120,7 @@ class Model(Policy):
         else:
             known.hello = hello
         scheduler = self.schedulers[hello.sender]
+        self._count_sharers(scheduler.pool)
         if scheduler.pool.version:
             self._replan(scheduler)
         scheduler.sent = self._ranges(scheduler)
@@ -161,6 +162,8 @@ class Model(Policy):
 
     def goodbye(self, sender: str) -> None:
         scheduler = self.schedulers.pop(sender, None)
+        if scheduler is not None:
+            self._count_sharers(scheduler.pool)
         if scheduler is not None and not self.params.pool:
             self.pools.pop(scheduler.key, None)
 
@@ -366,6 +369,9 @@ class Model(Policy):
         )
 
     # Pools.
+
+    def _count_sharers(self, pool: Speculation) -> None:
+        pool.sharers = max(1, sum(scheduler.pool is pool for scheduler in self.schedulers.values()))
 
     def _key(self, hello: Hello) -> _Key:
         kind = (hello.target, hello.draft, hello.hardware, str(hello.tp_size), hello.sglang_version)

@@ -32,6 +32,7 @@ class Speculation:
         mean, optimistic: by bucket and index of γ, what it is worth, and what it may be worth.
         version: changes with them.
         iterations: told so far.
+        sharers: schedulers that learn together; each looks anew as often as one alone would.
     """
 
     def __init__(self, gammas: tuple[int, ...], objective: Objective) -> None:
@@ -42,6 +43,7 @@ class Speculation:
         self.mean: list[list[float]] = [[0.0] * len(gammas) for _ in SIZES]
         self.optimistic = self.mean
         self.version = self.iterations = 0
+        self.sharers = 1
         self.arrivals_per_ns = self.prefill_share = 0.0
         self._next_fit = self._next_look = 1
 
@@ -88,13 +90,14 @@ class Speculation:
         """Bring what each γ is worth up to date."""
         done = self.iterations
         # Often while little is known, and never more than a few microseconds per iteration.
-        self._next_fit = done + (1 if done < 8 else 4 if done < 64 else 16 if done < 512 else 64)
+        usual = 64 if self.sharers < 8 else 8 * self.sharers
+        self._next_fit = done + (1 if done < 8 else 4 if done < 64 else 16 if done < 512 else usual)
         self.latency.fit(done)
         self.acceptance.check()
         self._weigh()
 
     def _weigh(self) -> None:
-        self._next_look = self.iterations + _LOOK_EVERY
+        self._next_look = self.iterations + _LOOK_EVERY * self.sharers
         rates = self.acceptance.rates()
         tokens = np.array(expected_tokens([rate for rate, _ in rates], self.gammas))
         variance = np.array(_token_variance([rate for rate, _ in rates], self.gammas))
