@@ -19,6 +19,8 @@ from sglang_nightjar.core.messages import Hello, Telemetry
 from sglang_nightjar.core.policy import Decision, Policy
 
 _LONGEST_NS = 60_000_000_000
+#: A reward so many times the best mean is a broken clock's.
+_ABSURD = 10.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class _Bandit:
         self.arm = start
 
     def add(self, gamma: int, reward: float) -> None:
+        # A round that took no time would be the best arm's for ever.
+        if self.total > 10 and reward > _ABSURD * max(self.means.values()):
+            return
         self.total += 1
         self.rounds[gamma] += 1
         self.means[gamma] += (reward - self.means[gamma]) / self.rounds[gamma]
