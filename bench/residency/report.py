@@ -60,13 +60,15 @@ def table(result: dict[str, Any]) -> str:
             f"| {state} | {figures['count']} | {figures['median_ms']:.1f} ms | {figures['longest_ms']:.1f} ms | "
             f"{figures['longest_over_rest']:.2f} |"
         )
-    lines += ["", "| draft, γ=0 | KV tokens | throughput | retractions per surge |", "| --- | --- | --- | --- |"]
+    lines += ["", "| draft, γ=0 | KV tokens | batch, mean | throughput | retractions per surge |"]
+    lines.append("| --- | --- | --- | --- | --- |")
     rates = {}
     for arm in ("device", "host"):
         runs = [run for run in result["surges"] if run["arm"] == arm]
         rates[arm] = [run["rate"] for run in runs]
         lines.append(
-            f"| {arm} | {runs[0]['capacity']} | {statistics.median(rates[arm]):.1f} tok/s "
+            f"| {arm} | {runs[0]['capacity']} | {statistics.mean(run['mean_batch'] for run in runs):.1f} | "
+            f"{statistics.median(rates[arm]):.1f} tok/s "
             f"({min(rates[arm]):.1f} to {max(rates[arm]):.1f}) | "
             f"{statistics.mean(run['retractions'] for run in runs):.1f} |"
         )

@@ -22,6 +22,7 @@ from helpers.serving import Server
 from bench import demo_server
 from bench.provenance import provenance
 from bench.residency.report import stalls, table
+from sglang_nightjar.core.messages import Residency
 from sglang_nightjar.demo.pair import ensure_pair
 
 #: An arm is where the draft lives while γ=0.
@@ -33,8 +34,8 @@ def main() -> None:
     parser.add_argument("--pool-tokens", type=int, default=1536, help="KV cache with the draft on the device")
     parser.add_argument("--cycles", type=int, default=8, help="times that the draft goes and comes while 8 decode")
     parser.add_argument("--repetitions", type=int, default=4, help="surges for each arm")
-    parser.add_argument("--requests", type=int, default=24, help="of a surge")
-    parser.add_argument("--new-tokens", type=int, default=128, help="of each request of a surge")
+    parser.add_argument("--requests", type=int, default=48, help="of a surge")
+    parser.add_argument("--new-tokens", type=int, default=80, help="of each request of a surge")
     parser.add_argument("--start-only", metavar="DIR", help="start the server with its socket in DIR, and wait")
     parser.add_argument("--running", nargs=3, metavar=("DIR", "URL", "PID"), help="measure a server that runs already")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -129,9 +130,12 @@ class Engine:
         sender.start()
         time.sleep(1.0)
         while sender.is_alive():
-            for residency in ("host", "device"):
-                self.go(residency)
-                time.sleep(0.3)
+            for residency, rest in (("host", Residency.OFFLOADED), ("device", Residency.PARKED)):
+                self.router.repeat(make_plan(0, residency=residency))
+                # By telemetry: asking for the status would itself take milliseconds from the iterations.
+                while sender.is_alive() and self.router.records()[-1].residency != rest:
+                    time.sleep(0.05)
+                time.sleep(0.5)
         sender.join()
         time.sleep(0.3)
         return stalls(self.router.records()[before:], batch_size=8)
@@ -144,6 +148,7 @@ class Engine:
             for arm in ARMS if repetition % 2 else reversed(ARMS):
                 status = self.go(arm)
                 before = status["counters"]["retractions"]
+                first = len(self.router.records())
                 outcome = demo_server.timed(self.url, texts, args.new_tokens)
                 retractions = self.status()["counters"]["retractions"] - before
                 runs.append(
@@ -153,13 +158,10 @@ class Engine:
                         "seconds": outcome.seconds,
                         "retractions": retractions,
                         "capacity": status["kv"]["capacity"],
-                        "median_running": statistics.median(self._running() or [0]),
+                        "mean_batch": statistics.mean(one.batch_size for one in self.router.records()[first:]),
                     }
                 )
         return runs
-
-    def _running(self) -> list[int]:
-        return [record.batch_size for record in self.router.records()[-200:]]
 
 
 if __name__ == "__main__":

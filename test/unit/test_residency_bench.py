@@ -30,7 +30,7 @@ def test_the_longest_iteration_of_a_transition_against_the_median_at_rest() -> N
 
 
 def test_the_table() -> None:
-    run = {"seconds": 1.0, "median_running": 3}
+    run = {"seconds": 1.0, "mean_batch": 3.0}
     surges = [
         {"arm": "device", "rate": 100.0, "retractions": 4, "capacity": 1000} | run,
         {"arm": "host", "rate": 120.0, "retractions": 1, "capacity": 1500} | run,
@@ -44,5 +44,5 @@ def test_the_table() -> None:
         }
     )
     assert "(96%)" in text and "500 tokens more, predicted 500" in text
-    assert "| host | 1500 | 120.0 tok/s (120.0 to 120.0) | 1.0 |" in text
+    assert "| host | 1500 | 3.0 | 120.0 tok/s (120.0 to 120.0) | 1.0 |" in text
     assert "away / here: 1.200" in text
