@@ -4,7 +4,8 @@ Context: the batch size, in buckets. Arms: the candidates, 0 being no drafting. 
 of switching on: `sglang_nightjar.core.bin_greedy`.
 
 Departs from the paper, where a serving system with plans sent ahead needs an answer that the paper leaves open:
-- A bucket first gives every arm one bin, and bins are shorter where batches are larger (`core.bin_greedy` says why).
+- A bucket first gives every likely arm one bin, and bins are shorter where batches are larger: see
+  `core.bin_greedy`, which says why.
 - A plan covers every batch size. In a bucket that is not visited now, it holds the best arm, with the cost of switching
   from the present γ; in one that never was, the best arm of the nearest bucket that was, else the start γ.
 - The loss of a cell is its mean time over its mean tokens; old iterations fade, outliers don't count (`Cell`).
@@ -18,7 +19,7 @@ from random import Random
 from typing import Any
 
 from sglang_nightjar.core import gammas
-from sglang_nightjar.core.bin_greedy import BUCKETS, Bin, Bucket, Cell, bin_length, next_bin, switch_cost
+from sglang_nightjar.core.bin_greedy import BUCKETS, Bin, Bucket, Cell, bin_length, likely, next_bin, switch_cost
 from sglang_nightjar.core.messages import Hello, Telemetry
 from sglang_nightjar.core.offload_rule import OffloadRule
 from sglang_nightjar.core.policy import Decision, Policy
@@ -91,8 +92,15 @@ class Nightjar(Policy):
             return None
         index = gammas.bucket_of(BUCKETS, record.batch_size)
         bucket = scheduler.pool[index]
+        # Coming back to drafts is charged by its own rule, so the iteration that caught up must not be charged again.
+        returns = gamma > 0 and not scheduler.drafting and scheduler.lag > 0
         # Comparisons written so that a NaN fails them.
-        if record.prefill_tokens == 0 and 0 < record.iteration_ns <= _LONGEST_NS and self._believable(record):
+        if (
+            not returns
+            and record.prefill_tokens == 0
+            and 0 < record.iteration_ns <= _LONGEST_NS
+            and self._believable(record)
+        ):
             bucket.cells.setdefault(gamma, Cell()).add(record.iteration_ns, record.committed, self.params.memory)
         was_drafting = scheduler.drafting
         scheduler.drafting, scheduler.lag, scheduler.bucket = gamma > 0, record.lag_max, index
@@ -133,9 +141,9 @@ class Nightjar(Policy):
         bucket = scheduler.pool[index]
         bucket.bins += ended is not None
         arms = scheduler.hello.candidates
-        opened = next_bin(
-            bucket, arms, scheduler.drafting, self._switch_ns(scheduler, BUCKETS[index]), scheduler.random
-        )
+        first = likely(scheduler.pool, index, arms)
+        switch_ns = self._switch_ns(scheduler, BUCKETS[index])
+        opened = next_bin(bucket, arms, scheduler.drafting, switch_ns, scheduler.random, first)
         scheduler.bins[index] = opened
         if ended is not None and ended.arm == opened.arm:
             return None

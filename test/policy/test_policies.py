@@ -263,6 +263,30 @@ class TestNightjar:
                 scheduler.step(64)
             assert scheduler.gammas[-60:].count(0) > 30
 
+    def test_arms_that_other_sizes_rule_out_are_not_tried_first(self):
+        from sglang_nightjar.core.bin_greedy import Bucket, Cell, likely
+
+        arms = (0, 1, 3, 5)
+
+        def known(best: int, bins: int) -> Bucket:
+            return Bucket({arm: Cell(1.0 if arm == best else 2.0, 1.0, 9) for arm in arms}, bins)
+
+        small, new, large = known(3, 9), Bucket(), known(1, 9)
+        assert likely([small, new, Bucket()], 1, arms) == (0, 1, 3)
+        assert likely([Bucket(), new, large], 1, arms) == (1, 3, 5)
+        assert likely([small, new, large], 1, arms) == (1, 3)
+        assert likely([known(3, 2), new, Bucket()], 1, arms) == arms, "a bucket that hardly knows itself says nothing"
+        assert likely([known(0, 9), new, known(5, 9)], 1, arms) == arms, "a contradiction says nothing"
+
+    def test_the_iteration_that_caught_up_is_not_charged_twice(self):
+        policy = Nightjar(seed=1)
+        hello = make_hello(switch_costs=((64, 64, 10**9),))
+        policy.hello(hello)
+        for index, (gamma, ns) in enumerate([(3, 10**6), (0, 10**6), (3, 10**9), (3, 10**6)] * 30):
+            record = Telemetry(index, index * 10**9, ns, 4, gamma, 4, lag_max=5 if gamma == 0 else 0)
+            policy.telemetry(hello.sender, record)
+        assert policy.estimates()["t d cpu 1"]["4"]["3"] == 250_000
+
     def test_an_arm_that_cannot_run_does_not_hold_the_bucket(self):
         """The draft is away: γ > 0 is planned and 0 runs."""
         policy = Nightjar(seed=2)

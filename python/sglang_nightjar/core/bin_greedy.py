@@ -4,11 +4,12 @@ A context is a bucket of batch sizes. Its time is cut into bins of equal length;
 Blocks of bins grow, block b has 2^(b-1); a bin of block b explores with probability 1/b, that is, takes an arm at
 random, and otherwise takes the arm of the smallest expected loss. The loss is time per token, 1/goodput.
 
-Departs from the paper so that a surge into sizes never seen is learnt while it lasts: a bucket first gives every arm a
-bin, in random order, and a bin is as long as so many iterations of one request (`bin_length`).
+Departs from the paper so that a surge into sizes never seen is learnt while it lasts: a bucket first gives every likely
+arm a bin, in random order (`likely`), and a bin is as long as so many iterations of one request (`bin_length`).
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -116,10 +117,31 @@ def bin_length(iterations: int, batch_size: int) -> int:
     return max(min(2, iterations), math.ceil(iterations / batch_size))
 
 
-def next_bin(bucket: Bucket, arms: tuple[int, ...], drafting: bool, switch_ns: float, random: Random) -> Bin:
-    """The bin that follows; ``arms`` are the candidates."""
+def likely(buckets: Sequence[Bucket], index: int, arms: tuple[int, ...]) -> tuple[int, ...]:
+    """Arms that may be the best of bucket ``index``, going by the nearest buckets that had a bin for every arm.
+
+    The larger the batch the sooner the target is bound by arithmetic, so the best γ does not grow with it. Without this
+    the trial of every arm in every bucket costs 6% of the throughput of loads that move (bench/regret).
+    """
+
+    def best_of(others: Iterable[Bucket]) -> int | None:
+        return next((other.best(arms, True, 0.0) for other in others if other.bins >= len(arms)), None)
+
+    most, least = best_of(reversed(buckets[:index])), best_of(buckets[index + 1 :])
+    return tuple(arm for arm in arms if (most is None or arm <= most) and (least is None or arm >= least)) or arms
+
+
+def next_bin(
+    bucket: Bucket,
+    arms: tuple[int, ...],
+    drafting: bool,
+    switch_ns: float,
+    random: Random,
+    first: tuple[int, ...] | None = None,
+) -> Bin:
+    """The bin that follows; ``arms`` are the candidates, of which ``first`` (None: all) each get a bin at once."""
     best = bucket.best(arms, drafting, switch_ns)
-    new = [arm for arm in arms if arm not in bucket.drawn]
+    new = [arm for arm in (arms if first is None else first) if arm not in bucket.drawn]
     if not new and best is not None and random.random() * bucket.block >= 1.0:
         return Bin(best, False)
     choice = new or arms
