@@ -26,8 +26,8 @@ def test_all_parts_are_put_together() -> None:
     assert [entry["rank"] for entry in status["ranks"]] == [0, 1]
     assert status["counters"] == {
         "gamma_switches": 4,
-        "offloads": 0,
-        "reloads": 0,
+        "offloads": 6,
+        "reloads": 4,
         "fallbacks": 2,
         "policy_swaps": 4,
         "policy_restarts": 3,
