@@ -181,6 +181,6 @@ class OneScheduler:
         return list(req.output_ids)[: req.sampling_params.max_new_tokens]
 
     def accepted_length(self, name: str) -> float:
-        """Tokens per verify step so far."""
-        req = self.reqs[name]
-        return 1 + req.spec_num_correct_drafts / max(1, req.spec_verify_ct)
+        """Tokens per iteration with drafts so far, 1 without any; SGLang's own count takes those at γ=0 in."""
+        steps = self.verified.get(name, [])
+        return 1 + sum(accepted for _, accepted in steps) / max(1, len(steps))

@@ -172,7 +172,7 @@ def test_an_engine_has_a_policy_process_too(config_file: Path, target: Path, dra
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("polcy: {name: static}", ["polcy", "policy, shadow, gamma, link, log"]),
+        ("polcy: {name: static}", ["polcy", "policy, shadow, gamma, memory, link, log"]),
         ("policy: {name: static, params: {gamma: lots}}", ["gamma", "lots"]),
         ("policy: {name: static, par", ["no YAML"]),
         ("policy: {name: nosuch}", ["nosuch", "nightjar", "static"]),
