@@ -26,7 +26,7 @@ from bench.serve.prompts import PromptSource
 from bench.serve.reference import Reference
 from bench.serve.scenarios import Phase, Scenario
 from bench.serve.server_side import Counters, LogMark
-from bench.serve.servers import Fleet, Server, ServerFault, Usage
+from bench.serve.servers import Fleet, Server, ServerFault
 from bench.serve.settings import Settings, make_job
 from sglang_nightjar.observe.client import Client
 
@@ -58,22 +58,24 @@ class Measurement:
 
         log = self.fleet.decision_log(arm.server)
         mark = LogMark.end_of(log) if log else None
-        usage, counters = Usage.of(server), self._counters(server) if arm.policy else None
+        usage, counters = self.fleet.usage(server), self._counters(server) if arm.policy else None
         began, generators_s = time.monotonic(), _children_cpu_s()
         outcome = self._generate(job, self.around)
-        ended = Usage.of(server)
+        ended = self.fleet.usage(server)
         others_s = max(0.0, ended.others_since(usage) - (_children_cpu_s() - generators_s))
         seconds = time.monotonic() - began
         after = self._counters(server) if arm.policy else None
         time.sleep(0.5 if mark else 0)  # The log is written every 0.2 s.
 
         faults = validity.of_answers(job, outcome.answers) + validity.of_generator(job, outcome)
-        faults += validity.of_machine(others_s, seconds, os.cpu_count() or 1)
+        idle_s = ended.idle_since(usage)
+        faults += validity.of_machine(others_s, idle_s, seconds, os.cpu_count() or 1)
         faults += validity.of_capacity(self.fleet.wanted_capacity(arm.server), self.fleet.capacity(server))
         side: dict[str, Any] = {
             "load": server_side.from_samples(outcome.samples),
             "processes": ended.since(usage),
             "others_cpu_s": others_s,
+            "idle_servers_cpu_s": idle_s,
         }
         if counters is not None and after is not None:
             side["counters"] = after.since(counters)

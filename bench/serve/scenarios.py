@@ -60,12 +60,23 @@ class Scenario:
         return self.arrive is not None
 
 
+#: s. An answer takes up to so long on a full machine; a shorter phase would show only what the one before it left.
+_SHORTEST = 5.0
+
+
 @dataclass(frozen=True)
 class Scale:
-    """How much longer a scenario lasts, and how many times more requests come (and clients there are)."""
+    """How much longer a scenario lasts, and how many times more requests come (and clients there are).
+
+    No phase gets shorter than 5 s; bursts and the pauses between them keep their lengths, there are fewer or more.
+    """
 
     time: float = 1.0
     rate: float = 1.0
+
+    def seconds(self, normal: float) -> float:
+        """Of a phase of ``normal`` seconds."""
+        return max(_SHORTEST, normal * self.time)
 
 
 def catalogue(scale: Scale | None = None, trace: list[TraceRow] | None = None) -> dict[str, Scenario]:
@@ -102,7 +113,7 @@ def _sweep(scale: Scale) -> Scenario:
 
 
 def _day(scale: Scale) -> Scenario:
-    seconds, low, high = 96.0 * scale.time, 0.2 * scale.rate, 5.0 * scale.rate
+    seconds, low, high = 4 * scale.seconds(24.0), 0.2 * scale.rate, 5.0 * scale.rate
     phases = _phases([(name, seconds / 4) for name in ("night", "noon", "noon", "night")])
     rate = arrivals.day(low, high, seconds)
 
@@ -113,8 +124,9 @@ def _day(scale: Scale) -> Scenario:
 
 
 def _bursts(scale: Scale) -> Scenario:
-    quiet, busy, size, number = 12.0 * scale.time, 10.0 * scale.time, round(24 * scale.rate), 4
-    phases = _phases([("between", quiet), ("burst", busy)] * number)
+    # What a burst does needs its size, its pause and time to work it off: a shorter load has fewer of them.
+    size, number = max(1, round(24 * scale.rate)), max(1, round(4 * scale.time))
+    phases = _phases([("between", 12.0), ("burst", 10.0)] * number)
 
     def arrive(draw: random.Random) -> list[Arrival]:
         times = arrivals.poisson(0.4 * scale.rate, 0.0, phases[-1].end, draw)
@@ -137,13 +149,13 @@ def _fixed(scale: Scale) -> Scenario:
 
 
 def _closed(name: str, question: str, steps: list[tuple[float, int]], scale: Scale) -> Scenario:
-    clients = tuple(Clients(seconds * scale.time, max(1, round(n * scale.rate))) for seconds, n in steps)
+    clients = tuple(Clients(scale.seconds(seconds), max(1, round(n * scale.rate))) for seconds, n in steps)
     labels = [(f"{c.clients} client{'s' * (c.clients > 1)}", c.seconds) for c in clients]
     return Scenario(name, question, _phases(labels), clients=clients)
 
 
 def _replay(scale: Scale, trace: list[TraceRow]) -> Scenario:
-    seconds, parts = 96.0 * scale.time, 4
+    seconds, parts = 4 * scale.seconds(24.0), 4
     phases = _phases([(f"part {i + 1}", seconds / parts) for i in range(parts)])
     rate = 1.5 * scale.rate
     # Where in the trace a repetition begins is drawn, so that repetitions see different parts of it.
@@ -157,7 +169,7 @@ def _replay(scale: Scale, trace: list[TraceRow]) -> Scenario:
 
 
 def _scaled(steps: list[tuple[str, float, float]], scale: Scale) -> list[tuple[str, float, float]]:
-    return [(name, seconds * scale.time, rate * scale.rate) for name, seconds, rate in steps]
+    return [(name, scale.seconds(seconds), rate * scale.rate) for name, seconds, rate in steps]
 
 
 def _phases(parts: list[tuple[str, float]]) -> tuple[Phase, ...]:

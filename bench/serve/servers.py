@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,10 @@ class Fleet:
                 raise ServerFault(f"the server refuses {arm.name}: {error}") from None
         warm_up()
         self._flush(server)
+
+    def usage(self, server: Server) -> Usage:
+        """Of this server, and of those that idle beside it."""
+        return Usage.of(server, [other for other in self._running.values() if other is not server])
 
     def capacity(self, server: Server) -> tuple[int, int]:
         """(requests that may run, tokens of KV cache with the draft on the device), as all schedulers say together."""
@@ -214,15 +218,17 @@ def roles(server: Server) -> dict[str, list[int]]:
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU seconds since their start, and resident bytes, of a server's processes by role; and CPU seconds of the whole
-    machine since it was started (``busy_s``), time that a hypervisor took away included."""
+    """CPU seconds since their start, and resident bytes, of a server's processes by role; CPU seconds of the servers
+    that are up beside it (``idle_s``); and those of the whole machine since it was started (``busy_s``), time that a
+    hypervisor took away included."""
 
     cpu_s: dict[str, float]
     rss_bytes: dict[str, int]
     busy_s: float
+    idle_s: float = 0.0
 
     @classmethod
-    def of(cls, server: Server) -> Usage:
+    def of(cls, server: Server, beside: Iterable[Server] = ()) -> Usage:
         import psutil
 
         cpu: dict[str, float] = {}
@@ -234,7 +240,8 @@ class Usage:
                     times = process.cpu_times()
                     cpu[role] = cpu.get(role, 0.0) + times.user + times.system
                     rss[role] = rss.get(role, 0) + process.memory_info().rss
-        return cls(cpu, rss, cls.machine_busy_s())
+        idle_s = sum(sum(cls.of(other).cpu_s.values()) for other in beside if other.process.poll() is None)
+        return cls(cpu, rss, cls.machine_busy_s(), idle_s)
 
     @staticmethod
     def machine_busy_s() -> float:
@@ -246,9 +253,13 @@ class Usage:
         return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
 
     def others_since(self, before: Usage) -> float:
-        """CPU seconds of everybody but this server meanwhile, in s."""
+        """CPU seconds of everybody but this server and those beside it meanwhile, in s."""
         own = sum(self.cpu_s.values()) - sum(before.cpu_s.values())
-        return max(0.0, self.busy_s - before.busy_s - own)
+        return max(0.0, self.busy_s - before.busy_s - own - self.idle_since(before))
+
+    def idle_since(self, before: Usage) -> float:
+        """CPU seconds of the servers beside it meanwhile: what `--side-by-side` costs."""
+        return max(0.0, self.idle_s - before.idle_s)
 
     def since(self, before: Usage) -> dict[str, Any]:
         """CPU seconds that were used meanwhile, and memory now, by role."""

@@ -77,12 +77,15 @@ def of_generator(job: Job, outcome: Outcome) -> list[Fault]:
     return faults
 
 
-def of_machine(others_s: float, wall_s: float, cores: int) -> list[Fault]:
-    """A machine that did something else: ``others_s`` CPU seconds of everybody but the server and the generator."""
-    share = others_s / max(wall_s * cores, 1e-9)
-    if share <= OTHERS_SHARE:
-        return []
-    return [Fault("measurement", f"other work took {share:.0%} of the machine's cores")]
+def of_machine(others_s: float, idle_s: float, wall_s: float, cores: int) -> list[Fault]:
+    """A machine that did something else: CPU seconds of the servers that should have idled beside the one that was
+    measured (``idle_s``), and of everybody but all servers and the generator (``others_s``)."""
+    shares = {what: s / max(wall_s * cores, 1e-9) for what, s in (("other work", others_s), ("idle servers", idle_s))}
+    return [
+        Fault("measurement", f"{what} took {share:.0%} of the machine's cores")
+        for what, share in shares.items()
+        if share > OTHERS_SHARE
+    ]
 
 
 def of_capacity(wanted: tuple[int, int], found: tuple[int, int]) -> list[Fault]:

@@ -72,6 +72,20 @@ def test_scales() -> None:
     scaled = scenarios.catalogue(scenarios.Scale(time=2, rate=10))["clients"]
     assert scaled.seconds == 2 * normal.seconds
     assert [c.clients for c in scaled.clients] == [10 * c.clients for c in normal.clients]
+    for scale in (0.25, 0.5):
+        short = scenarios.catalogue(scenarios.Scale(time=scale))
+        # A burst without the time to work it off would not be a burst: there are fewer of them.
+        assert [(p.name, p.end - p.start) for p in short["bursts"].phases[:2]] == [("between", 12.0), ("burst", 10.0)]
+        assert len(short["bursts"].phases) == 8 * scale
+        drawn = [a.at for a in short["bursts"].arrive(random.Random(4))]
+        assert sum(12.0 <= at < 12.5 for at in drawn) >= 24
+        for scenario in short.values():
+            assert all(phase.end - phase.start >= 5.0 for phase in scenario.phases)
+            assert [p.name for p in scenario.phases][:2] == [
+                p.name for p in scenarios.catalogue()[scenario.name].phases
+            ][:2]
+    assert [p.end - p.start for p in scenarios.catalogue(scenarios.Scale(0.5))["surge"].phases] == [10.0, 15.0, 20.0]
+    assert [c.seconds for c in scenarios.catalogue(scenarios.Scale(0.5))["clients"].clients] == [7.5, 5, 12.5, 5, 7.5]
     for scenario in scenarios.catalogue().values():
         ends = [p.end for p in scenario.phases]
         assert [p.start for p in scenario.phases] == [0.0, *ends[:-1]]

@@ -80,11 +80,15 @@ def test_a_generator_that_lagged() -> None:
 
 
 def test_a_machine_that_did_something_else() -> None:
-    assert validity.of_machine(others_s=10.0, wall_s=90.0, cores=2) == []
-    assert texts(validity.of_machine(90.0, 90.0, 2), "measurement") == "other work took 50% of the machine's cores"
-    before = Usage({"scheduler": 100.0, "http": 5.0}, {}, busy_s=1000.0)
-    after = Usage({"scheduler": 180.0, "http": 7.0}, {}, busy_s=1100.0)
-    assert after.others_since(before) == pytest.approx(18.0)
+    assert validity.of_machine(others_s=10.0, idle_s=10.0, wall_s=90.0, cores=2) == []
+    assert texts(validity.of_machine(90.0, 0.0, 90.0, 2), "measurement") == "other work took 50% of the machine's cores"
+    assert texts(validity.of_machine(0.0, 45.0, 90.0, 2), "measurement") == (
+        "idle servers took 25% of the machine's cores"
+    )
+    before = Usage({"scheduler": 100.0, "http": 5.0}, {}, busy_s=1000.0, idle_s=30.0)
+    after = Usage({"scheduler": 180.0, "http": 7.0}, {}, busy_s=1100.0, idle_s=37.0)
+    # Other servers of the benchmark are not other work.
+    assert after.others_since(before) == pytest.approx(11.0) and after.idle_since(before) == pytest.approx(7.0)
 
 
 def test_other_work_is_seen() -> None:
