@@ -26,7 +26,7 @@ class Request:
         left: tokens still to be generated.
         kind: index of its class.
         total: tokens to be generated in all.
-        first_ns: when its first token was there; 0 before that.
+        first_ns, end_ns: when its first and its last token were there; 0 before that.
         prefilled: prompt tokens done.
     """
 
@@ -37,6 +37,7 @@ class Request:
     total: int
     first_ns: int = 0
     prefilled: int = 0
+    end_ns: int = 0
 
 
 @dataclass(frozen=True)

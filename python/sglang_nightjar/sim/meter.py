@@ -91,6 +91,7 @@ class Meter:
     def finished(self, request: Request, now_ns: int, overshoot: int) -> None:
         """A request has all its tokens; the last iteration gave it ``overshoot`` too many."""
         self.tokens -= overshoot
+        request.end_ns = now_ns
         self.ttft_ns.append(request.first_ns - request.arrival_ns)
         self.latency_ns.append(now_ns - request.arrival_ns)
         self.outputs.append(request.total)

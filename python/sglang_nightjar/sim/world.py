@@ -62,14 +62,16 @@ def simulate(
     iterations: int | None = None,
     mark: int = 0,
     oracle: bool = False,
+    source: OpenLoop | ClosedLoop | None = None,
 ) -> Result:
     """Run ``load`` on ``replicas`` of ``setup`` under ``policy``.
 
     It ends with the load; ``drain``: when all requests have their answers; or after so many decode ``iterations``.
     Requests go to the replica with the fewest. The load does not depend on ``policy``, but for a closed loop's pace.
-    ``oracle``: the best γ of each moment instead of the policy's.
+    ``oracle``: the best γ of each moment instead of the policy's. ``source``: these requests instead of those that
+    ``load`` would make; it then only says how long the load is.
     """
-    source = make(load, setup.acceptance.shares(), seed)
+    source = source or make(load, setup.acceptance.shares(), seed)
     engines = [Engine(setup, index, policy, seed, source.finished, oracle) for index in range(replicas)]
     engines[0].meter.mark = mark
     end_ns = NEVER if drain else load.duration_ns
