@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_nightjar.core import gammas
+from sglang_nightjar.core.arrival_rate import ArrivalRate
 from sglang_nightjar.core.bin_greedy import switch_cost
 from sglang_nightjar.core.latency_model import SIZES
 from sglang_nightjar.core.messages import MAX_BATCH, Arrivals, Hello, Residency, Telemetry
@@ -94,6 +95,7 @@ class _Scheduler:
         self.waits_since_ns = 0
         self.tpot_ns = 0.0
         self.free_kv: int | None = None
+        self.arrivals = ArrivalRate()
 
 
 class Model(Policy):
@@ -156,9 +158,7 @@ class Model(Policy):
             return
         for scheduler in self.schedulers.values():
             if scheduler.hello.server == arrivals.server:
-                rate = arrivals.requests / arrivals.interval_ns
-                scheduler.pool.arrivals_per_ns += 0.05 * (rate - scheduler.pool.arrivals_per_ns)
-                return
+                scheduler.arrivals.add(arrivals.requests, arrivals.at_ns)
 
     def goodbye(self, sender: str) -> None:
         scheduler = self.schedulers.pop(sender, None)
@@ -213,6 +213,10 @@ class Model(Policy):
             scheduler.waits_since_ns = record.at_ns
         if record.kv_capacity > 0:
             scheduler.free_kv = record.kv_capacity - record.kv_used
+        if self.objective.kind == "latency":
+            # A server's DP ranks share its requests, and a pool's schedulers its rate.
+            own, pool = scheduler.arrivals.per_ns(record.at_ns) / scheduler.hello.dp_size, scheduler.pool
+            pool.arrivals_per_ns += (own - pool.arrivals_per_ns) / pool.sharers
         if self.objective.tpot_ns and record.committed >= record.batch_size and record.iteration_ns < 10**12:
             per_token = record.iteration_ns * record.batch_size / record.committed
             scheduler.tpot_ns += 0.05 * (per_token - scheduler.tpot_ns)
