@@ -137,8 +137,16 @@ def test_every_template_names_lists_that_exist():
     for name, entries in words.items():
         for entry in entries:
             for slot in [part.split("}")[0] for part in entry.split("{")[1:]]:
-                assert ".." in slot or slot in words, f"{name}: {{{slot}}} in {entry!r}"
+                drawn = name == "with_words" and slot in ("Word", "word")
+                assert ".." in slot or slot in words or drawn, f"{name}: {{{slot}}} in {entry!r}"
     assert set(words["kinds"]) <= set(words)
+
+
+def test_prompts_with_words_name_them():
+    names, plain = ["Getty", "Salvador"], ["fountain", "signature"]
+    texts = [c[0]["content"] for c in PromptMaker(0).with_words(names + plain, 50)]
+    assert all(any(word in text for word in names + plain) for text in texts)
+    assert not any("ord}" in text for text in texts)
 
 
 def test_prompts_about_texts_quote_them():

@@ -44,6 +44,7 @@ class CorpusPlan:
         first_packet: number of the first one; several processes may each make a part.
         own: prompts a packet that the target writes itself, for breadth (Magpie, Xu et al. 2024, arXiv 2406.08464).
         templates: prompts a packet from our templates, for the kinds of task that the target seldom asks for.
+        words: prompts a packet about rare names and words.
         about: prompts a packet about texts of earlier packets (summaries, questions, follow-ups), for long contexts.
         group: prompts answered together; a packet makes a shard of each.
         group_tokens: their tokens at most; 23 KB of keys and values each, in bf16.
@@ -54,8 +55,9 @@ class CorpusPlan:
 
     packets: int = 40
     first_packet: int = 0
-    own: int = 352
-    templates: int = 96
+    own: int = 256
+    templates: int = 64
+    words: int = 128
     about: int = 320
     group: int = 256
     group_tokens: int = 65_536
@@ -70,6 +72,13 @@ def render(conversation: Conversation) -> str:
     turns = [{"role": "system", "content": SYSTEM}, *conversation]
     text = "".join(f"<|im_start|>{t['role']}\n{t['content']}{END}\n" for t in turns)
     return text + "<|im_start|>assistant\n"
+
+
+def whole_words(tokenizer: Tokenizer) -> list[str]:
+    """Words and names that are one token each, sorted: letters only, four or more, with a blank before them."""
+    starts = tokenizer.pre_tokenizer.pre_tokenize_str(" a")[0][0].removesuffix("a")
+    words = (token.removeprefix(starts) for token in tokenizer.get_vocab() if token.startswith(starts))
+    return sorted(w for w in words if len(w) >= 4 and w.isascii() and w.isalpha() and w[1:].islower())
 
 
 class Corpus:
@@ -122,7 +131,7 @@ class Corpus:
             written = [user(text) for text in self._own_prompts(model, packet)]
             unseen = {c[0]["content"] for c in held_out(HELD_OUT)}
             drawn = [c for c in maker.from_templates(self.plan.templates) if c[0]["content"] not in unseen]
-            conversations = written + drawn
+            conversations = written + drawn + maker.with_words(whole_words(self.tokenizer), self.plan.words)
             turns = self._turns(packet) or [(c[0]["content"], c[0]["content"]) for c in written]
             conversations += maker.about_texts(turns, self.plan.about)
             prompts = [ids for c in conversations if len(ids := self.encode(c)) <= self.plan.max_prompt]

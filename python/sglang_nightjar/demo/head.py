@@ -9,7 +9,7 @@ Reference for names and order of operations: ``sglang/srt/models/llama_eagle3.py
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ class HeadShape:
     """
 
     aux_layers: tuple[int, ...] = (5, 17, 28)
-    draft_vocab: int = 8192
+    draft_vocab: int = 12288
     intermediate: int = 1536
 
 
@@ -107,8 +107,8 @@ class DraftHead(nn.Module):
         return head
 
     def adopt(self, other: DraftHead) -> None:
-        """Takes the weights of a head of the same shape; vocabulary rows that it lacks stay as they are."""
-        if (mine := self.shape) != (theirs := other.shape):
+        """Takes the weights of a head of the same shape, maybe of another vocabulary; rows that it lacks stay."""
+        if (mine := self.shape) != (theirs := replace(other.shape, draft_vocab=self.shape.draft_vocab)):
             raise ValueError(f"can't go on from a head of shape {theirs} with one of shape {mine}")
         theirs_at = {token: row for row, token in enumerate(other.vocab.tolist())}
         pairs = [(row, theirs_at[token]) for row, token in enumerate(self.vocab.tolist()) if token in theirs_at]

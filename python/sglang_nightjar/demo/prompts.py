@@ -65,6 +65,23 @@ class PromptMaker:
                 seen[self.task()] = None
         return [user(text) for text in seen]
 
+    def with_words(self, words: list[str], count: int) -> list[Conversation]:
+        """`count` conversations of one turn about names and words drawn from `words`, those with a capital being names.
+
+        The lists above hold a few hundred names; what people paste into a prompt is full of ones that no list has, and
+        a draft has to copy them.
+        """
+        names = [word for word in words if word[0].isupper()]
+        plain = [word for word in words if word[0].islower()]
+        out = []
+        for _ in range(count):
+            template = self.random.choice(self.lists["with_words"])
+            while "{Word}" in template or "{word}" in template:
+                template = template.replace("{Word}", self.random.choice(names), 1)
+                template = template.replace("{word}", self.random.choice(plain), 1)
+            out.append(user(self.fill(template)))
+        return out
+
     def about_texts(self, turns: list[tuple[str, str]], count: int) -> list[Conversation]:
         """`count` conversations about those of `turns` (instruction, the target's answer) that are long enough."""
         long_enough = [turn for turn in turns if len(turn[1]) >= 200]

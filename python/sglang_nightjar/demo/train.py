@@ -56,17 +56,25 @@ class TrainPlan:
         return min(1.0, (step + 1) / self.warmup, max(left, 0.0))
 
 
-def count_vocab(shards: Path, size: int, full: int, known: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
-    """The `size` tokens most frequent in the answers, ascending, and the share of answer tokens that they cover.
+#: Tokens of prior text. Answers of half a million tokens say little about a token that a user's text brings along once;
+#: the tokenizer's merges are in the order of how frequent they were in the text that it was made from.
+PRIOR_TOKENS = 1_000_000
+#: Times that a token of the head to go on from, which was counted on other text, is taken to have been seen there.
+KNOWN = 10.0
 
-    Among rare tokens those `known` from a head to go on from come first: it was counted on other text.
+
+def count_vocab(shards: Path, size: int, full: int, known: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+    """The `size` tokens expected most often, ascending, and the share of the answers' tokens that they cover.
+
+    Expected by the answers, by the vocabulary `known` from a head to go on from, and by Zipf's law over the token ids.
     """
     counts = torch.zeros(full, dtype=torch.int64)
     for a in load_shards(shards):
         counts += torch.bincount(a.tokens[a.prompt_length :].long(), minlength=full)
-    rank = counts.double()
+    zipf = 1 / (torch.arange(full, dtype=torch.float64) + 1)
+    rank = counts + PRIOR_TOKENS * zipf / zipf.sum()
     if known is not None:
-        rank[known.cpu()] += 1.5
+        rank[known.cpu()] += KNOWN
     chosen = rank.topk(size).indices.sort().values
     return chosen, float(counts[chosen].sum() / counts.sum())
 
