@@ -19,12 +19,12 @@ import orjson
 from bench.provenance import ROOT, provenance
 from bench.serve import measures, server_side, validity
 from bench.serve.arms import ADAPTIVE, Arm
-from bench.serve.job import Clients, Job, Outcome
+from bench.serve.job import Job, Outcome
 from bench.serve.measures import Objectives
 from bench.serve.order import Run
 from bench.serve.prompts import PromptSource
 from bench.serve.reference import Reference
-from bench.serve.scenarios import Phase, Scenario
+from bench.serve.scenarios import Scenario, warm_up
 from bench.serve.server_side import Counters, LogMark
 from bench.serve.servers import Fleet, Server, ServerFault
 from bench.serve.settings import Settings, make_job
@@ -132,13 +132,10 @@ class Measurement:
         return Counters.of(Client(server.url, server.key).status())
 
     def _warm_up(self, url: str, key: str) -> None:
-        """A closed loop that grows from one request to as many as may run; the same one every time."""
-        seconds, most = self.settings.warm_up_s, self.settings.max_running_requests
-        if seconds <= 0:
+        """The same one every time."""
+        if self.settings.warm_up_s <= 0:
             return
-        steps = [(0.2, 1), (0.2, max(1, most // 8)), (0.3, max(1, most // 3)), (0.3, most)]
-        clients = tuple(Clients(seconds * share, number) for share, number in steps)
-        scenario = Scenario("warm-up", "", (Phase("", 0.0, seconds),), clients=clients)
+        scenario = warm_up(self.settings.warm_up_s, self.settings.max_running_requests)
         self._generate(make_job(scenario, 0, self.settings, self.source, url, key), "")
 
     def _generate(self, job: Job, around: str) -> Outcome:

@@ -17,11 +17,6 @@ def throughput(run: Run) -> float | None:
     return run["whole"]["tokens_per_s"]
 
 
-def mean_latency(run: Run) -> float | None:
-    """Seconds from when a request was due until its last token."""
-    return run["whole"]["latency_s"]["mean"] if run["whole"]["latency_s"] else None
-
-
 def speed(run: Run) -> float | None:
     """The figure of a scenario that is compared, larger being better.
 

@@ -88,6 +88,13 @@ def catalogue(scale: Scale | None = None, trace: list[TraceRow] | None = None) -
     return {scenario.name: scenario for scenario in scenarios}
 
 
+def warm_up(seconds: float, most: int) -> Scenario:
+    """A closed loop that grows from one request to ``most``: what comes before every run."""
+    steps = [(0.2, 1), (0.2, max(1, most // 8)), (0.3, max(1, most // 3)), (0.3, most)]
+    clients = tuple(Clients(seconds * share, number) for share, number in steps)
+    return Scenario("warm-up", "", (Phase("", 0.0, seconds),), clients=clients)
+
+
 def piecewise(name: str, question: str, steps: list[tuple[str, float, float]]) -> Scenario:
     """Poisson arrivals at a rate that changes in steps of (name, seconds, requests per second)."""
     phases = _phases([(label, seconds) for label, seconds, _ in steps])
