@@ -7,14 +7,21 @@ from typing import Any
 
 import orjson
 
-from bench.serve import tables
+from bench.serve import paper, tables
 from bench.serve.arms import NONE
-from bench.serve.claim import claim, subjects
+from bench.serve.claim import claim, losses, subjects
 from bench.serve.results import Results
 from bench.serve.store import Store
 from sglang_nightjar.errors import ConfigError
 
 _DIGITS = 6
+HOW_TO_READ = (
+    "Ratios are geometric means over repetitions, each against the run of the same repetition (same requests, same "
+    "times), with 95% confidence intervals; ×1.10 is 10% faster: 10% more tokens per second in a closed loop, a mean "
+    "latency 1.10 times smaller in an open one. Gains in per cent are more tokens per second in a closed loop and less "
+    "mean latency in an open one, so there ×1.10 is a gain of 9.1%, and +8.3% takes ×1.09: goals are read the stricter "
+    "way. Latencies count from when a request was due."
+)
 
 
 def write(store: Store) -> Path:
@@ -53,9 +60,7 @@ def render(results: Results, conditions: dict[str, Any], set_aside: int, picture
         "Conditions of all runs: "
         + ", ".join(f"{k} {_shown(v)}" for k, v in conditions.items() if v not in ("", None))
         + ".",
-        "Ratios are geometric means over repetitions, each against the run of the same repetition (same requests, same "
-        "times), with 95% confidence intervals; ×1.10 is 10% faster: more tokens per second in a closed loop, a mean "
-        "latency 1.10 times smaller in an open one. Latencies count from when a request was due.",
+        HOW_TO_READ,
         tables.generator(results),
     ]
     if faults := tables.invalid(results):
@@ -65,10 +70,12 @@ def render(results: Results, conditions: dict[str, Any], set_aside: int, picture
     if ours := subjects(results):
         parts += [
             "## What was to be shown",
-            "Gains: more tokens per second in a closed loop, less mean latency in an open one; ± is a 95% interval "
-            "over repetitions.",
+            "± is a 95% interval over repetitions.",
         ]
         parts += [claim(results, arm) for arm in ours]
+        parts += ["## Beside the paper", paper.beside(results, ours), paper.CONDITIONS]
+        parts += ["## Where it loses", "Phases that are worse than without speculation, and by how much:"]
+        parts += [f"{arm}\n\n" + ("\n".join(losses(results, arm)) or "- none") for arm in ours]
     for scenario in results.scenarios:
         parts += _section(results, scenario, pictures.get(scenario, []))
     return "\n\n".join(parts) + "\n"
@@ -83,7 +90,7 @@ def _section(results: Results, scenario: str, pictures: list[str]) -> list[str]:
     repetitions = f"{counts[0]} repetitions" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} repetitions"
     parts = [f"## {scenario}", f"{what.capitalize()}, {repetitions}. Times in seconds."]
     parts += [f"![{Path(path).stem.replace('-', ' ')}]({path})" for path in pictures]
-    parts.append(tables.against_none(results, scenario))
+    parts += [tables.against_none(results, scenario), tables.felt(results, scenario)]
     what = "Mean latency" if results.is_open(scenario) else "Tokens per second"
     ratio = ", and the ratio of speeds to no speculation" if NONE in runs else ""
     parts += [f"{what} by phase{ratio}:", tables.phases(results, scenario)]

@@ -46,25 +46,31 @@ def plain(key: str) -> Figure:
 
 def against_none(results: Results, scenario: str) -> str:
     """Each arm's figures, and its paired ratio to the arm without speculation."""
-    head = ["", "tokens/s", "latency, mean", "against no speculation", "TTFT p50 / p99", "TPOT p50 / p99", "goodput/s"]
+    head = ["", "tokens/s", "requests/s", "goodput/s", "latency, mean", "against no speculation"]
     base = results.by_repetition(scenario, NONE, speed)
-
-    def pair(arm: str, key: str) -> str:
-        return " / ".join(number(results.mean(scenario, arm, of(key, p))) for p in ("p50", "p99"))
-
     rows = [
         [
             results.labels[arm],
             number(results.mean(scenario, arm, throughput)),
+            number(results.mean(scenario, arm, plain("requests_per_s"))),
+            number(results.mean(scenario, arm, plain("goodput_per_s"))),
             number(results.mean(scenario, arm, of("latency_s", "mean"))),
             "1" if arm == NONE else str(ratio(results.by_repetition(scenario, arm, speed), base)),
-            pair(arm, "ttft_s"),
-            pair(arm, "tpot_s"),
-            number(results.mean(scenario, arm, plain("goodput_per_s"))),
         ]
         for arm in results.arms(scenario)
     ]
     return table(head, rows)
+
+
+def felt(results: Results, scenario: str) -> str:
+    """What one user feels, s: median and tails of the answers, and of the gaps between pieces of their streams."""
+    columns = {"TTFT": "ttft_s", "time per token": "tpot_s", "gap": "gap_s", "latency": "latency_s"}
+
+    def cell(arm: str, key: str) -> str:
+        return " / ".join(number(results.mean(scenario, arm, of(key, p))) for p in ("p50", "p95", "p99"))
+
+    rows = [[results.labels[arm], *(cell(arm, key) for key in columns.values())] for arm in results.arms(scenario)]
+    return table(["p50 / p95 / p99", *columns], rows)
 
 
 def phases(results: Results, scenario: str) -> str:
@@ -92,6 +98,7 @@ def server_side(results: Results, scenario: str) -> str:
         "accepted length",
         "γ",
         "time by γ",
+        "time by the draft's place",
         "switches",
         "retractions",
         "queue",
@@ -106,7 +113,8 @@ def server_side(results: Results, scenario: str) -> str:
                 results.labels[arm],
                 number(results.mean(scenario, arm, plain("accepted_length"))),
                 number(results.mean(scenario, arm, plain("gamma_per_step"))),
-                _time_by_gamma(runs),
+                _time_by(runs, "seconds_by_gamma"),
+                _time_by(runs, "seconds_by_residency"),
                 number(_mean(_log(run, "gamma_switches") for run in runs)),
                 number(_mean(run["whole"]["retractions"] for run in runs)),
                 number(_mean(run["server_side"]["load"]["longest_queue"] for run in runs)),
@@ -143,13 +151,15 @@ def _log(run: Run, key: str) -> Any:
     return run["server_side"].get("log", {}).get(key)
 
 
-def _time_by_gamma(runs: Sequence[Run]) -> str:
+def _time_by(runs: Sequence[Run], key: str) -> str:
+    """Shares of the time in decode iterations."""
     total: dict[str, float] = {}
     for run in runs:
-        for gamma, seconds in (_log(run, "seconds_by_gamma") or {}).items():
-            total[gamma] = total.get(gamma, 0.0) + seconds
+        for what, seconds in (_log(run, key) or {}).items():
+            total[what] = total.get(what, 0.0) + seconds
     whole = sum(total.values())
-    return ", ".join(f"{g}: {s / whole:.0%}" for g, s in sorted(total.items()) if s / whole >= 0.005) or "–"
+    shown = (f"{what.lower()}: {s / whole:.0%}" for what, s in sorted(total.items()) if whole and s / whole >= 0.005)
+    return ", ".join(shown) or "–"
 
 
 def _kv_used(run: Run) -> float | None:
