@@ -18,6 +18,8 @@ PLAIN, ADAPTIVE, STEERED, KEEP = "plain", "adaptive", "steered", "keep"
 
 #: Arms that everything is compared with.
 NONE, SGLANG_ADAPTIVE = "none", "sglang-adaptive"
+#: Policies that claim something; the others are there to be compared with.
+OURS = ("model", "nightjar")
 _STATIC = (1, 2, 3, 5)
 _NOT_ARMS_BY_THEMSELVES = ("off", "static", "table")
 _KEEP = "+keep"
@@ -46,11 +48,13 @@ class Arm:
 
 
 def default_names() -> list[str]:
-    """No speculation, each static γ, SGLang's own rule, and each policy of ours that learns or adapts."""
+    """No speculation, each static γ, SGLang's own rule, and each policy of ours that learns or adapts; those that claim
+    something also with a draft that stays on the device."""
     policies = [name for name in available() if name not in _NOT_ARMS_BY_THEMSELVES]
     # Those that claim something come last.
-    policies.sort(key=lambda name: (name in ("model", "nightjar"), name))
-    return [NONE, *(f"static-{gamma}" for gamma in _STATIC), SGLANG_ADAPTIVE, *policies]
+    policies.sort(key=lambda name: (name in OURS, name))
+    kept = [name + _KEEP for name in OURS if KEEP in kinds_of_policies()]
+    return [NONE, *(f"static-{gamma}" for gamma in _STATIC), SGLANG_ADAPTIVE, *policies, *kept]
 
 
 def describe() -> dict[str, str]:

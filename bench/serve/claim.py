@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bench.serve.arms import NONE, SGLANG_ADAPTIVE
+from bench.serve.arms import NONE, OURS, SGLANG_ADAPTIVE
 from bench.serve.paired import Ratio, mean_and_half, ratio
 from bench.serve.results import Figure, Results, phase_speed, speed
 from bench.serve.tables import table
 
-#: Policies that claim something; the others are there to be compared with.
-_OURS = ("model", "nightjar")
 #: Against whom how much has to be gained on average, and where that figure comes from.
 _GOALS = {NONE: (0.27, "the paper's 27.29%"), "static-3": (0.083, "the paper's 8.32%"), SGLANG_ADAPTIVE: (0.05, "")}
 _BEST_STATIC, _GOAL_AGAINST_BEST = "the best static γ known afterwards", 0.03
@@ -27,7 +25,7 @@ def subjects(results: Results) -> list[str]:
     return [
         arm
         for arm in results.labels
-        if arm.partition(":")[0].partition("+")[0] in _OURS
+        if arm.partition(":")[0].partition("+")[0] in OURS
         and any(arm in (arms := results.arms(s)) and len(arms) > 1 for s in results.scenarios)
     ]
 

@@ -15,11 +15,11 @@ from typing import Any
 from bench.serve import arms, report
 from bench.serve.arrivals import TraceRow, read_trace
 from bench.serve.measurement import Measurement
-from bench.serve.order import order
+from bench.serve.order import Run, order
 from bench.serve.prompts import PromptSource
 from bench.serve.reference import Reference
 from bench.serve.runner import Bench
-from bench.serve.scenarios import Scale, catalogue
+from bench.serve.scenarios import MEMORY, Scale, catalogue
 from bench.serve.servers import Fleet, Models, ServerFault
 from bench.serve.settings import Settings
 from bench.serve.store import Store
@@ -40,7 +40,12 @@ _QUICK = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is compared")
     what.add_argument("--quick", action="store_true", help="three arms, one short surge, once: five minutes")
-    what.add_argument("--arms", nargs="+", metavar="ARM", help="default: all of --list but off and sglang-static-N")
+    what.add_argument(
+        "--arms",
+        nargs="+",
+        metavar="ARM",
+        help="default: all of --list but off and sglang-static-N; +keep in `memory` only",
+    )
     what.add_argument("--scenarios", nargs="+", metavar="NAME", help="default: all of --list")
     what.add_argument("--repetitions", type=int, metavar="N", help="default: 5")
     what.add_argument("--list", action="store_true", help="print arms and scenarios, and end")
@@ -94,8 +99,7 @@ def run(args: argparse.Namespace) -> int:
         _print_list(scenarios)
         return 0
     chosen = {name: _chosen(scenarios, name) for name in args.scenarios or scenarios}
-    compared = [arms.make(name) for name in args.arms or arms.default_names()]
-    runs = order(list(chosen), compared, args.repetitions or 5)
+    runs = _runs(list(chosen), args.arms, args.repetitions or 5)
     store = Store(args.out or _HERE / "results" / ("quick" if args.quick else "full"))
     if args.report:
         print(f"written: {report.write(store)}")
@@ -176,6 +180,14 @@ def _models(args: argparse.Namespace) -> tuple[Models, bool]:
 
     pair = ensure_pair()
     return Models(str(pair.target), str(pair.draft), args.algorithm, tuple(args.flags)), True
+
+
+def _runs(scenarios: list[str], names: list[str] | None, repetitions: int) -> list[Run]:
+    runs = order(scenarios, [arms.make(name) for name in names or arms.default_names()], repetitions)
+    if names:
+        return runs
+    # Elsewhere the draft never has to leave, and the same policy would be measured twice.
+    return [run for run in runs if run.arm.server != arms.KEEP or run.scenario == MEMORY]
 
 
 def _chosen(scenarios: dict[str, Any], name: str) -> Any:

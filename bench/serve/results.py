@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from bench.serve.arms import OURS
+
 Run = dict[str, Any]
 Figure = Callable[[Run], float | None]
 
@@ -60,7 +62,7 @@ class Results:
         """Of each arm, those that are compared with first, ours last."""
 
         def place(arm: str) -> tuple[bool, bool, bool, str]:
-            return arm in ("model", "nightjar"), arm != "none", not arm.startswith("static"), arm
+            return arm in OURS, arm != "none", not arm.startswith("static"), arm
 
         found = {run["arm"]: run["label"] for run in self.runs}
         return {arm: found[arm] for arm in sorted(found, key=place)}

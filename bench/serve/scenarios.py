@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.serve import arrivals
 from bench.serve.arrivals import TraceRow
@@ -43,6 +43,7 @@ class Scenario:
         phases: parts of it, in order, without gaps.
         arrive: an open loop: the arrivals, given random numbers; None for a closed loop.
         clients: a closed loop: how many requests at a time, and for how long.
+        new_tokens: (fewest, most) tokens of an answer, where those of the settings would not do.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Scenario:
     phases: tuple[Phase, ...]
     arrive: Callable[[random.Random], list[Arrival]] | None = None
     clients: tuple[Clients, ...] = ()
+    new_tokens: tuple[int, int] | None = None
 
     @property
     def seconds(self) -> float:
@@ -60,6 +62,8 @@ class Scenario:
         return self.arrive is not None
 
 
+#: The scenario in which it matters where the draft is.
+MEMORY = "memory"
 #: s. An answer takes up to so long on a full machine; a shorter phase would show only what the one before it left.
 _SHORTEST = 5.0
 
@@ -82,7 +86,8 @@ class Scale:
 def catalogue(scale: Scale | None = None, trace: list[TraceRow] | None = None) -> dict[str, Scenario]:
     """All scenarios by name; with a ``trace`` its replay too."""
     scale = scale or Scale()
-    scenarios = [_surge(scale), _bursts(scale), _day(scale), _sweep(scale), _clients(scale), _fixed(scale)]
+    makers = (_surge, _bursts, _day, _memory, _sweep, _clients, _fixed)
+    scenarios = [make(scale) for make in makers]
     if trace:
         scenarios.append(_replay(scale, trace))
     return {scenario.name: scenario for scenario in scenarios}
@@ -111,6 +116,13 @@ def piecewise(name: str, question: str, steps: list[tuple[str, float, float]]) -
 def _surge(scale: Scale) -> Scenario:
     steps = [("before", 20.0, 0.4), ("surge", 30.0, 5.0), ("recovery", 40.0, 0.4)]
     return piecewise("surge", "a step to more than the machine can do, and back", _scaled(steps, scale))
+
+
+def _memory(scale: Scale) -> Scenario:
+    steps = [("before", 15.0, 0.2), ("surge", 25.0, 2.0), ("recovery", 60.0, 0.1)]
+    question = "a surge of long answers, which the KV cache of the usual size can't hold all at once"
+    # 32 of them, half done, are 8,300 tokens with their prompts.
+    return replace(piecewise(MEMORY, question, _scaled(steps, scale)), new_tokens=(320, 480))
 
 
 def _sweep(scale: Scale) -> Scenario:

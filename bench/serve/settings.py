@@ -20,7 +20,8 @@ class Settings:
     seed: of arrivals, lengths and prompts; repetition r of a scenario has the same ones in every arm.
     prompts: as in `PromptSource`.
     longest_prompt: tokens.
-    new_tokens: (fewest, most) tokens of an answer, drawn uniformly; a trace brings its own, at most the most.
+    new_tokens: (fewest, most) tokens of an answer, drawn uniformly; a trace brings its own, at most the most, and a
+        scenario may have others.
     forced: answers have exactly the length that was drawn; else at most, and the model may end before.
     temperature: 0 is greedy.
     time_scale, rate_scale: as in `Scale`.
@@ -54,7 +55,7 @@ def make_job(
     """The load of one repetition: a function of the scenario, the settings and the repetition, never of the arm."""
     seed = f"{settings.seed} {scenario.name} {repetition}"
     draw = random.Random(f"arrivals {seed}")
-    fewest, most = settings.new_tokens
+    fewest, most = scenario.new_tokens or settings.new_tokens
     if scenario.arrive is None:
         times, lengths = [0.0] * _CLOSED_SUPPLY, []
         new = [draw.randint(fewest, most) for _ in times]

@@ -54,7 +54,11 @@ def test_arms() -> None:
         "params": {"memory": 512, "pool": False},
     }
     names = arms.default_names()
-    assert names[0] == "none" and names[-1] == "nightjar" and {"ema", "sglang-adaptive", "static-5"} <= set(names)
+    assert (
+        names[0] == "none"
+        and names[-3:] == ["nightjar", "model+keep", "nightjar+keep"]
+        and {"ema", "sglang-adaptive", "static-5"} <= set(names)
+    )
     assert len({arms.make(name).slug for name in names}) == len(names)
 
 
@@ -90,6 +94,18 @@ def test_every_arm_gets_the_same_load() -> None:
     assert [r.at for r in requests] == sorted(r.at for r in requests)
     other = make_job(surge, 0, Settings(seed=8), _Words(), "http://a")  # type: ignore[arg-type]
     assert other.requests != requests
+
+
+def test_offloading_is_compared_where_memory_is_short() -> None:
+    runs = cli._runs(["surge", "memory"], None, 1)
+    kept = [(run.scenario, run.arm.name) for run in runs if run.arm.name.endswith("+keep")]
+    assert sorted(kept) == [("memory", "model+keep"), ("memory", "nightjar+keep")]
+    assert {run.arm.name for run in runs if run.scenario == "memory"} == set(arms.default_names())
+    assert len(cli._runs(["surge"], ["nightjar+keep"], 1)) == 1
+    memory = make_job(catalogue()["memory"], 0, Settings(), _Words(), "http://a")  # type: ignore[arg-type]
+    assert all(320 <= r.new_tokens <= 480 for r in memory.requests)
+    # As many as may run, each half done, are more than the KV cache holds.
+    assert Settings().max_running_requests * (40 + 320 / 2) < Settings().kv_tokens < 32 * (60 + 480 / 2)
 
 
 def test_what_is_left() -> None:
