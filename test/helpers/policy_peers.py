@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import zmq
 
 from helpers.policy_load import make_hello
 from sglang_nightjar.core.messages import (
+    MAX_FRAME_BYTES,
     MAX_REPLY_BYTES,
+    Ack,
     HelloWanted,
     Message,
     Plan,
@@ -27,18 +30,12 @@ from sglang_nightjar.core.wire import decode, encode
 from sglang_nightjar.policy.endpoint import connect
 
 
-def eventually(condition: Callable[[], object], within: float = 10.0) -> object:
-    """The first true value of ``condition``; fails if there is none in time."""
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"not within {within} s: {condition}")
-
-
 class PolicyProcess:
-    """``python -m sglang_nightjar.policy`` on an ipc path below ``folder``."""
+    """``python -m sglang_nightjar.policy``, started by hand, on an ipc path below ``folder`` or at ``endpoint``.
+
+    Attributes:
+        process: the running process; another one after `start`.
+    """
 
     def __init__(self, folder: Path, *flags: str, config: str | None = None, endpoint: str | None = None) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -51,9 +48,20 @@ class PolicyProcess:
         self.command = [sys.executable, "-m", "sglang_nightjar.policy", "--endpoint", self.endpoint, *flags]
         self.start()
 
+    def __enter__(self) -> "PolicyProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def start(self) -> None:
         with self.stderr.open("ab") as stderr:
             self.process = subprocess.Popen(self.command, stderr=stderr)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait(20)
 
     def said(self) -> str:
         return self.stderr.read_text()
@@ -65,7 +73,7 @@ class PolicyProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
-        return self.process.wait(10)
+        return self.process.wait(20)
 
     def children(self) -> list[int]:
         task = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
@@ -146,6 +154,32 @@ class Peer:
 
     def status(self) -> dict:
         return self.ask("status").body
+
+
+def bad_frames(sender: str, count: int) -> list[tuple[str, bytes]]:
+    """``count`` bad frames in the name of ``sender``, who has spoken, with what each should be counted as."""
+    rng = random.Random(0)
+    good = encode(Ack(sender, 1, 5, 6))
+    found = []
+    for index in range(count):
+        kind = ("malformed", "malformed", "oversized", "version", "replayed")[index % 5]
+        if kind == "malformed":
+            noise = bytearray(good)
+            if index % 2:
+                del noise[rng.randrange(1, len(noise)) :]
+            else:
+                noise[rng.randrange(len(noise))] = rng.choice(b'{}[]"\x00\xff:,')
+                noise += b"}"
+            frame = bytes(noise)
+        elif kind == "oversized":
+            # A megabyte each would only test the machine's memory.
+            frame = good + b" " * MAX_FRAME_BYTES if index % 100 == 2 else b"x" * (MAX_FRAME_BYTES + 1)
+        elif kind == "version":
+            frame = good.replace(b'"v":1', b'"v":%d' % rng.randrange(2, 99))
+        else:
+            frame = good
+        found.append((kind, frame))
+    return found
 
 
 def alive(pid: int) -> bool:

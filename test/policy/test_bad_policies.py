@@ -4,43 +4,9 @@ import os
 import time
 
 import pytest
-from helpers.policy_peers import Peer, PolicyProcess, alive, eventually
-
-HEAD = """
-import os, time
-from sglang_nightjar.core.gammas import constant
-from sglang_nightjar.core.policy import Decision, Policy
-
-class Mine(Policy):
-    name = "mine"
-
-    def __init__(self, params=None, seed=0):
-        super().__init__(params, seed)
-        self.seen = 0
-
-    def hello(self, hello):
-        return Decision(constant(hello.candidates[-1]), "mine")
-
-    def telemetry(self, sender, record):
-        self.seen += 1
-        # Past the rehearsal, which must not find it.
-        if self.seen > 100:
-            {deed}
-"""
-DEEDS = {
-    "raises": ("raise ZeroDivisionError('oops')", r"ZeroDivisionError: oops (mine.py:"),
-    "returns a text": ("return 'γ=3'", "instead of a Decision"),
-    "returns no candidate": ("return Decision(constant(4), '')", "γ [4] is not among the candidates"),
-    "returns half a table": ("return Decision(((1, 4, 1),), '')", "must end with null"),
-    "reason with a line break": ("return Decision(constant(1), 'a\\nb')", "one printable line"),
-    "sleeps": ("time.sleep(1000)", "busy for more than 1 s"),
-    "loops": ("while True: pass", "busy for more than 1 s"),
-    "allocates": ("self.hoard = [bytearray(1 << 20) for _ in range(1 << 20)]", "more memory than"),
-    "exits": ("os._exit(3)", "exit code 3"),
-    "crashes": ("os.kill(os.getpid(), 11)", "ended by signal 11"),
-    "exits politely": ("raise SystemExit(0)", "SystemExit"),
-    "recurses": ("return self.telemetry(sender, record)", "RecursionError"),
-}
+from helpers.bad_policies import DEEDS, HEAD, LATE, write
+from helpers.policy_peers import Peer, PolicyProcess, alive
+from helpers.waiting import eventually
 
 
 @pytest.fixture
@@ -48,12 +14,6 @@ def process(tmp_path):
     started = PolicyProcess(tmp_path / "p", config="policy: {name: static, timeout: 1, memory_mb: 256}\n")
     yield started
     started.stop()
-
-
-def write(tmp_path, deed: str):
-    file = tmp_path / "mine.py"
-    file.write_text(HEAD.format(deed=deed))
-    return file
 
 
 @pytest.mark.parametrize("deed, said", DEEDS.values(), ids=DEEDS)
@@ -84,9 +44,10 @@ def test_in_charge(process, agent, tmp_path, deed, said):
 def test_one_that_always_fails_is_down_and_gives_no_sign_of_life(process, agent, tmp_path):
     # The rehearsal's γ candidates tell it from the real scheduler.
     file = tmp_path / "mine.py"
-    file.write_text(HEAD.format(deed="pass") + "    def arrivals(self, arrivals): pass\n")
+    file.write_text(HEAD.format(when=LATE, deed="pass") + "    def arrivals(self, arrivals): pass\n")
     assert agent.ask("policy_set", path=str(file)).ok
-    file.write_text(HEAD.format(deed="pass").replace('"mine")', '"mine") if hello.server == "rehearsal" else 1 / 0', 1))
+    elsewhere = '"mine") if hello.server == "rehearsal" else 1 / 0'
+    file.write_text(HEAD.format(when=LATE, deed="pass").replace('"mine")', elsewhere, 1))
     [worker] = [pid for pid in process.children() if alive(pid)]
     os.kill(worker, 9)
     state = eventually(lambda: (p := agent.status()["policy"])["state"] == "down" and p, within=60)
@@ -114,8 +75,8 @@ CANNOT_LOAD = {
     "no hello": (f"{IMPORT}class A(Policy): name='a'", "NotImplementedError"),
     "exit": ("raise SystemExit(1)", "SystemExit"),
     "memory": ("x = bytearray(1 << 30)", "can't be imported: MemoryError"),
-    "wrong at once": (HEAD.replace("> 100", ">= 0").format(deed="return 7"), "it returned 7 instead of a Decision"),
-    "estimates": (HEAD.format(deed="pass") + "    def estimates(self): return {'a': object()}", "not JSON"),
+    "wrong at once": (HEAD.format(when="True", deed="return 7"), "it returned 7 instead of a Decision"),
+    "estimates": (HEAD.format(when=LATE, deed="pass") + "    def estimates(self): return {'a': object()}", "not JSON"),
 }  # fmt: skip
 
 

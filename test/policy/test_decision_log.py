@@ -5,7 +5,7 @@ import logging
 import os
 
 import pytest
-from helpers.policy_peers import eventually
+from helpers.waiting import eventually
 
 from sglang_nightjar.errors import ConfigError
 from sglang_nightjar.policy.config_file import LogSection

@@ -1,7 +1,6 @@
 """A real policy process: plans, signs of life, restarts, strangers, garbage."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -10,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import zmq
-from helpers.policy_peers import Peer, PolicyProcess, alive, eventually
+from helpers.policy_peers import Peer, PolicyProcess, alive, bad_frames
+from helpers.waiting import eventually
 
-from sglang_nightjar.core.messages import MAX_FRAME_BYTES, Ack, Arrivals, Plan
+from sglang_nightjar.core.messages import Ack, Arrivals, Plan
 from sglang_nightjar.core.wire import encode
 from sglang_nightjar.errors import ConfigError
 from sglang_nightjar.policy.endpoint import connect, make_keys
@@ -146,37 +146,11 @@ def test_the_deleted_path_comes_back(process, agent):
     agent.plan(10)
 
 
-def frames_of(peer: Peer, count: int) -> list[tuple[str, bytes]]:
-    """``count`` bad frames with what each should be counted as."""
-    rng = random.Random(0)
-    good = encode(Ack(peer.sender, 1, 5, 6))
-    found = []
-    for index in range(count):
-        kind = ("malformed", "malformed", "oversized", "version", "replayed")[index % 5]
-        if kind == "malformed":
-            noise = bytearray(good)
-            if index % 2:
-                del noise[rng.randrange(1, len(noise)) :]
-            else:
-                noise[rng.randrange(len(noise))] = rng.choice(b'{}[]"\x00\xff:,')
-                noise += b"}"
-            frame = bytes(noise)
-        elif kind == "oversized":
-            # A megabyte each would only test the machine's memory.
-            frame = good + b" " * MAX_FRAME_BYTES if index % 100 == 2 else b"x" * (MAX_FRAME_BYTES + 1)
-        elif kind == "version":
-            frame = good.replace(b'"v":1', b'"v":%d' % rng.randrange(2, 99))
-        else:
-            frame = good
-        found.append((kind, frame))
-    return found
-
-
 def test_ten_thousand_bad_frames(process, agent):
     agent.hello()
     agent.plan()
     stranger = Peer(process.endpoint)
-    bad = frames_of(agent, 10_000)
+    bad = bad_frames(agent.sender, 10_000)
     for index, (_, frame) in enumerate(bad):
         stranger.send(frame, within=30)
         if index % 500 == 0:

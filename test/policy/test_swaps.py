@@ -5,7 +5,8 @@ import os
 import time
 
 import pytest
-from helpers.policy_peers import Peer, PolicyProcess, eventually
+from helpers.policy_peers import Peer, PolicyProcess
+from helpers.waiting import eventually
 
 from sglang_nightjar.core.messages import Request
 
