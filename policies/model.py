@@ -10,7 +10,8 @@ give time and tokens of every cell with their error bars, `core.objective` what 
 - The draft comes back when what was forgone without it has come to what catching up costs (the ski-rental rule, Karlin
   et al. 1988: never more than twice the cost of knowing the future). That cost is measured; before, it is the
   scheduler's table's.
-- Under KV pressure γ is held so low that an iteration's drafts fit.
+- Under KV pressure γ is held so low that an iteration's drafts fit, and where γ is 0, for that or any other reason, the
+  draft gives its memory up (`core.offload_rule`).
 
 Schedulers with the same models, hardware and SGLang version share what they learn, and a saved state is theirs, too.
 """
@@ -27,6 +28,7 @@ from sglang_nightjar.core.bin_greedy import switch_cost
 from sglang_nightjar.core.latency_model import SIZES
 from sglang_nightjar.core.messages import MAX_BATCH, Arrivals, Hello, Residency, Telemetry
 from sglang_nightjar.core.objective import Objective
+from sglang_nightjar.core.offload_rule import DEVICE, OffloadRule
 from sglang_nightjar.core.policy import Decision, Policy
 from sglang_nightjar.core.speculation import Speculation, at
 
@@ -49,6 +51,7 @@ class ModelParams:
     ttft_ms, tpot_ms: bounds for ``slo``.
     explore: share of iterations that may try a γ which is not thought the best.
     pool: schedulers of the same kind share what they learn.
+    watermark, persistence_s: when the draft gives its memory up, and has it back, as `nightjar` has them.
     """
 
     objective: str = field(default="throughput", metadata={"choices": ("throughput", "latency", "slo")})
@@ -56,6 +59,8 @@ class ModelParams:
     tpot_ms: float | None = field(default=None, metadata={"min": 0.001, "max": 1e9})
     explore: float = field(default=0.02, metadata={"min": 0.0, "max": 0.5})
     pool: bool = True
+    watermark: float = field(default=0.1, metadata={"min": 0.0, "max": 0.45})
+    persistence_s: float = field(default=2.0, metadata={"min": 0.0, "max": 3600.0})
 
     def __post_init__(self) -> None:
         if (self.objective == "slo") != (self.ttft_ms is not None or self.tpot_ms is not None):
@@ -78,8 +83,8 @@ class _Trial:
 class _Scheduler:
     """One scheduler: what it was told, what it does, and what it may explore."""
 
-    def __init__(self, hello: Hello, key: _Key, pool: Speculation) -> None:
-        self.hello, self.key, self.pool = hello, key, pool
+    def __init__(self, hello: Hello, key: _Key, pool: Speculation, rule: OffloadRule) -> None:
+        self.hello, self.key, self.pool, self.rule = hello, key, pool, rule
         self.plan = [hello.candidates.index(hello.start_gamma)] * len(SIZES)
         self.sent: gammas.Ranges = gammas.constant(hello.start_gamma)
         self.version = -1
@@ -117,8 +122,8 @@ class Model(Policy):
     def hello(self, hello: Hello) -> Decision:
         known = self.schedulers.get(hello.sender)
         if known is None or known.hello.candidates != hello.candidates or self._key(hello) != known.key:
-            key = self._key(hello)
-            self.schedulers[hello.sender] = _Scheduler(hello, key, self._pool(key, hello.candidates))
+            key, rule = self._key(hello), OffloadRule(hello, self.params.watermark, self.params.persistence_s)
+            self.schedulers[hello.sender] = _Scheduler(hello, key, self._pool(key, hello.candidates), rule)
         else:
             known.hello = hello
         scheduler = self.schedulers[hello.sender]
@@ -126,7 +131,7 @@ class Model(Policy):
         if scheduler.pool.version:
             self._replan(scheduler)
         scheduler.sent = self._ranges(scheduler)
-        return Decision(scheduler.sent, "joined")
+        return Decision(scheduler.sent, "joined", scheduler.rule.residency)
 
     def telemetry(self, sender: str, record: Telemetry) -> Decision | None:
         scheduler = self.schedulers.get(sender)
@@ -145,6 +150,9 @@ class Model(Policy):
         changed = self._follow_draft(scheduler, record) if record.residency != _RESIDENT or scheduler.parked else False
         if scheduler.trial is not None:
             changed |= self._follow_trial(scheduler, record, index, taught)
+        if scheduler.rule.note(record, self._wants_drafts(scheduler, index)):
+            scheduler.sent = self._ranges(scheduler)
+            return Decision(scheduler.sent, scheduler.rule.reason, scheduler.rule.residency)
         if not changed and scheduler.version == pool.version and not moved:
             return None
         if changed or scheduler.version != pool.version:
@@ -290,6 +298,8 @@ class Model(Policy):
     def _consider_trial(self, scheduler: _Scheduler, record: Telemetry, index: int) -> None:
         if self.params.explore <= 0 or scheduler.credit < _SHORTEST_TRIAL or not self._may_explore(scheduler, record):
             return
+        if scheduler.rule.residency != DEVICE:
+            return
         pool = scheduler.pool
         scores, chances = pool.mean[index], pool.optimistic[index]
         best = max(scores)
@@ -333,27 +343,35 @@ class Model(Policy):
             columns = [
                 trial.column if abs(index - trial.bucket) <= 1 else column for index, column in enumerate(columns)
             ]
-        free = scheduler.free_kv
-        if free is not None and free < 2 * SIZES[scheduler.bucket] * (candidates[-1] + 1):
-            # Drafts that don't fit would cost a running request its place.
-            most = max(
-                0,
-                max(
-                    (c for c, gamma in enumerate(candidates) if 2 * SIZES[scheduler.bucket] * (gamma + 1) <= free),
-                    default=0,
-                ),
-            )
+        most = self._most_that_fits(scheduler)
+        if most < len(candidates) - 1:
             columns = [
                 min(column, most) if index >= scheduler.bucket else column for index, column in enumerate(columns)
             ]
         return gammas.from_starts(SIZES, [candidates[column] for column in columns])
+
+    @staticmethod
+    def _most_that_fits(scheduler: _Scheduler) -> int:
+        """Column of the largest γ whose drafts have room: those that don't would cost a running request its place."""
+        candidates, free = scheduler.hello.candidates, scheduler.free_kv
+        size = SIZES[scheduler.bucket]
+        if free is None or free >= 2 * size * (candidates[-1] + 1):
+            return len(candidates) - 1
+        return max((column for column, gamma in enumerate(candidates) if 2 * size * (gamma + 1) <= free), default=0)
+
+    def _wants_drafts(self, scheduler: _Scheduler, index: int) -> bool:
+        """γ is above 0 for the batch at hand; trials are no wish for drafts."""
+        candidates = scheduler.hello.candidates
+        if scheduler.parked and not scheduler.returning and candidates[0] == 0:
+            return False
+        return candidates[min(scheduler.plan[index], self._most_that_fits(scheduler))] > 0
 
     def _tell(self, scheduler: _Scheduler, ran: int, index: int) -> Decision | None:
         ranges = self._ranges(scheduler)
         if ranges == scheduler.sent:
             return None
         scheduler.sent = ranges
-        return Decision(ranges, self._why(scheduler, ran, index))
+        return Decision(ranges, self._why(scheduler, ran, index), scheduler.rule.residency)
 
     def _why(self, scheduler: _Scheduler, ran: int, index: int) -> str:
         pool, candidates = scheduler.pool, scheduler.hello.candidates
