@@ -51,7 +51,7 @@ def test_training_lowers_the_loss_and_resumes_where_it_stopped(store, tiny, tmp_
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     whole = Trainer(tmp_path / "one", tiny, SHAPE, vocab, PLAN)
-    whole.run(store, lambda _: None)
+    whole.run(store, lambda _: None, show_every=20)
     assert whole.history[-1]["loss"] < whole.history[0]["loss"]
 
     class Stop(Exception):
@@ -63,7 +63,7 @@ def test_training_lowers_the_loss_and_resumes_where_it_stopped(store, tiny, tmp_
 
     broken = Trainer(tmp_path / "two", tiny, SHAPE, vocab, PLAN)
     with pytest.raises(Stop):
-        broken.run(store, stop_at_20, save_every=10)
+        broken.run(store, stop_at_20, save_every=10, show_every=20)
     resumed = Trainer(tmp_path / "two", tiny, SHAPE, vocab, PLAN)
     assert resumed.step == 10
     resumed.run(store, lambda _: None)

@@ -30,6 +30,12 @@ class Batch:
     final: torch.Tensor
     answer: torch.Tensor
 
+    def split(self, tokens: int) -> list[Batch]:
+        """Parts of some of the sequences each, of at most `tokens` tokens where one sequence alone is not longer."""
+        rows = max(1, tokens // self.tokens.shape[1])
+        fields = (self.tokens, self.features, self.final, self.answer)
+        return [Batch(*part) for part in zip(*(field.split(rows) for field in fields), strict=True)]
+
 
 def pad_batch(answered: list[Answered], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(tokens, answer) of a `Batch`."""

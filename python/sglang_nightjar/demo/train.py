@@ -31,17 +31,19 @@ LONGEST_STEP_S = 60.0
 class TrainPlan:
     """Hyper-parameters. The rate rises for `warmup` steps, stays, and falls linearly over the last `decay` share.
 
-    Training ends after `steps`, or after `minutes` of training where that is given. The first `skip` tokens of a
-    prompt, the system message, are the same everywhere and teach nothing.
+    Training ends after `steps`, or after `minutes` of training where that is given. A step takes about `step_tokens`:
+    the fewer, the more steps the same text gives, and text is what is scarce. The first `skip` tokens of a prompt, the
+    system message, are the same everywhere and teach nothing.
     """
 
-    steps: int = 2000
+    steps: int = 8000
+    step_tokens: int = 1024
     minutes: float | None = None
     unroll: int = 3
     step_weight: float = 0.85
-    rate: float = 2e-3
-    head_rate: float = 1e-3
-    warmup: int = 60
+    rate: float = 1e-3
+    head_rate: float = 5e-4
+    warmup: int = 100
     decay: float = 0.5
     skip: int = 24
     seed: int = 0
@@ -177,34 +179,30 @@ class Trainer:
         torch.save(state, partial)
         os.replace(partial, self.checkpoint)
 
-    def run(self, store: FeatureStore, say: Callable[[str], None] = print, save_every: int = 100) -> None:
-        """Trains to the plan's end; files that appear in `store` meanwhile are used."""
+    def run(
+        self, store: FeatureStore, say: Callable[[str], None] = print, save_every: int = 400, show_every: int = 50
+    ) -> None:
+        """Trains to the plan's end; files that appear in `store` meanwhile are used.
+
+        The checkpoint is written between two files, at least `save_every` steps apart.
+        """
         losses: list[float] = []
         clock, shown_at, seen = time.monotonic(), time.monotonic(), 0
+        pieces: list[Batch] = []
+        saved = self.step
         while self.plan.progress(self.step, self.seconds) < 1:
-            batch = store.load(self._next(store), self.target.device)
-            factor = self.plan.rate_at(self.step, self.seconds)
-            for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
-                optimizer.zero_grad(set_to_none=True)
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
-            with torch.autocast(self.target.device.type, torch.bfloat16):
-                loss, outputs = chain_loss(self.head, self.target, batch, self.plan)
-            if not math.isfinite(loss.item()):
-                raise FloatingPointError(
-                    f"the loss is {loss.item()} at step {self.step}; the last checkpoint is intact"
-                )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
-            for optimizer in self.optimizers:
-                optimizer.step()
+            if not pieces:
+                pieces = store.load(self._next(store), self.target.device).split(self.plan.step_tokens)
+                give_back_memory()
+            batch = pieces.pop()
+            loss, outputs = self._one_step(batch)
             self.step += 1
             # A laptop that slept, or a process that was stopped, did not train meanwhile.
             self.seconds += min(time.monotonic() - clock, LONGEST_STEP_S)
             clock = time.monotonic()
             seen += int(taught(batch, self.plan.skip).sum())
-            losses.append(loss.item())
-            if self.step % 20 == 0:
+            losses.append(loss)
+            if self.step % show_every == 0:
                 hits = first_choices(self.head, outputs, batch)
                 entry = {"step": self.step, "loss": sum(losses) / len(losses), "first_choice": hits}
                 self.history.append(entry)
@@ -215,11 +213,26 @@ class Trainer:
                 )
                 losses.clear()
                 shown_at, seen = clock, 0
-            if self.step % 10 == 0:
-                give_back_memory()
-            if self.step % save_every == 0:
+            if not pieces and self.step - saved >= save_every:
                 self.save()
+                saved = self.step
         self.save()
+
+    def _one_step(self, batch: Batch) -> tuple[float, list[torch.Tensor]]:
+        factor = self.plan.rate_at(self.step, self.seconds)
+        for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+        with torch.autocast(self.target.device.type, torch.bfloat16):
+            loss, outputs = chain_loss(self.head, self.target, batch, self.plan)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}; the last checkpoint is intact")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss.item(), outputs
 
     def _next(self, store: FeatureStore) -> Path:
         """A file among those used least, so that new text comes first and none is forgotten."""
