@@ -55,7 +55,7 @@ def between_iterations(scheduler: Any, running_batch: Any, last_batch: Any) -> N
     if residency.current is None:
         return
     try:
-        residency.current.step()
+        residency.current.step(last_batch)
     except Exception as error:
         if scheduler.ps.tp_size > 1:
             # The other ranks would wait for this one; an end that is seen is better than that.

@@ -28,12 +28,13 @@ HERE = Wish(on_device=True, drafting=True)
 
 
 class Faults:
-    """What fails: the commit, release or copy after so many more; None: nothing."""
+    """What fails: the commit, release, copy or move after so many more; None: nothing."""
 
     def __init__(self) -> None:
         self.commit: int | None = None
         self.release: int | None = None
         self.copy: int | None = None
+        self.move: int | None = None
 
     def due(self, name: str) -> bool:
         left = getattr(self, name)
@@ -87,6 +88,7 @@ class Parts:
         self.wish = HERE
         self.idle = False
         self.world.tail._pages_per_step = 3
+        self.world.tail.on_move.append(self.moved)
         self.fences = 0
         self.driver = DraftResidency(
             self.weights, self.world.pool, self.world.tail, lambda: self.wish, lambda: self.idle, self.fence, agree,
@@ -95,6 +97,10 @@ class Parts:
 
     def fence(self) -> None:
         self.fences += 1
+
+    def moved(self, _old: torch.Tensor, _new: torch.Tensor) -> None:
+        if self.faults.due("move"):
+            raise RuntimeError("injected")
 
     def go(self, wish: Wish, state: Residency, steps: int = 400) -> None:
         self.wish = wish
@@ -190,32 +196,95 @@ def test_work_is_bounded_per_iteration() -> None:
     assert seen[0] > 4 * PAGE
 
 
-def test_prefixes_of_chunked_and_waiting_requests_follow() -> None:
-    """They are written back into the request table with the next chunk: old ids would come back to life."""
+def test_prefixes_of_waiting_requests_follow() -> None:
+    """They are written into the request table when the request begins: old ids would come back to life."""
     parts = Parts()
     world, scheduler = parts.world, parts.world.scheduler
     parts.go(AWAY, Residency.OFFLOADED)
     first = [world.admit([i] * 30) for i in (1, 2, 3)]
-    chunked = world.admit([4] * 40)
+    last = world.admit([4] * 40)
     for req in first:
         world.finish(req, insert=False)
-    line = scheduler.req_to_token_pool.req_to_token[chunked.req_pool_idx]
+    line = scheduler.req_to_token_pool.req_to_token[last.req_pool_idx]
     assert int(line.max()) > world.pool.base_tokens
-    chunked.prefix_indices = line[:40].long().clone()
-    scheduler.running_batch.reqs.remove(chunked)
-    scheduler.chunked_req = chunked
     world.wait([4] * 35)
     [waiting] = scheduler.waiting_queue
     assert len(waiting.prefix_indices) == 34
-    parts.wish = HERE
-    while parts.driver.machine.state is not Residency.RESIDENT:
-        parts.driver.step()
-    assert chunked.prefix_indices.tolist() == line[:40].tolist()
-    assert int(chunked.prefix_indices.max()) <= world.pool.base_tokens
+    parts.go(HERE, Residency.RESIDENT)
+    assert int(line[:40].max()) <= world.pool.base_tokens
     assert waiting.prefix_indices.tolist() == line[:34].tolist()
-    world.running.append(chunked)
-    scheduler.chunked_req = None
-    parts.check()
+
+
+@pytest.mark.parametrize("retract", [False, True])
+def test_a_prompt_in_chunks_gets_the_slots_that_it_was_let_in_for(retract: bool) -> None:
+    """SGLang asks for a whole chunk whatever is free, and ends when there are fewer slots."""
+    parts = Parts(retract=retract)
+    world = parts.world
+    parts.go(AWAY, Residency.OFFLOADED)
+    other = world.admit([1] * 55)
+    assert world.begin_prompt([2] * 75, 30)
+    parts.wish = HERE
+    while world.scheduler.chunked_req is not None:
+        for _ in range(20):
+            parts.driver.step()
+            parts.check()
+        world.next_chunk(30)
+    assert parts.driver.machine.state is Residency.SHRINKING
+    world.finish(other)
+    parts.go(HERE, Residency.RESIDENT)
+
+
+def test_a_prompt_that_begins_while_the_tail_is_emptied_gets_its_slots() -> None:
+    parts = Parts()
+    world = parts.world
+    parts.go(AWAY, Residency.OFFLOADED)
+    reqs = [world.admit([i] * 20) for i in range(1, 7)]
+    for req in reqs[:4]:
+        world.finish(req, insert=False)
+    parts.wish = HERE
+    while not world.tail.withheld_tokens:
+        parts.driver.step()
+    assert not world.tail.is_empty
+    assert world.begin_prompt([9] * 40, 10)
+    while world.scheduler.chunked_req is not None:
+        parts.driver.step()
+        parts.check()
+        world.next_chunk(10)
+    parts.go(HERE, Residency.RESIDENT)
+
+
+def test_requests_that_were_just_prefilled_count() -> None:
+    """SGLang merges them into the running batch after we had our turn."""
+    parts = Parts()
+    world, tail = parts.world, parts.world.tail
+    parts.go(AWAY, Residency.OFFLOADED)
+    world.scheduler.new_token_ratio_tracker.current = 0.5
+    fresh = world.admit([1] * 70)
+    world.running.remove(fresh)
+    last_batch = SimpleNamespace(reqs=[fresh])
+    assert tail.fits(), "70 of 96, if nobody had told it of the request"
+    parts.driver.step(last_batch)
+    assert not tail.fits(), "70 now, 32 expected"
+    fresh.sampling_params.max_new_tokens = 30
+    assert tail.fits()
+    fresh.origin_input_ids = fresh.origin_input_ids * 2
+    world.scheduler.chunked_req = fresh
+    assert not tail.fits(), "half of its prompt is to come"
+
+
+def test_a_failed_move_leaves_every_list_as_it_was() -> None:
+    parts = Parts()
+    world = parts.world
+    parts.go(AWAY, Residency.OFFLOADED)
+    reqs = [world.admit([i] * 30) for i in range(1, 5)]
+    world.finish(reqs[0], insert=False)
+    world.finish(reqs[1], insert=False)
+    parts.wish, parts.faults.move = HERE, 1
+    while not parts.driver.machine.failures:
+        parts.driver.step()
+        parts.check()
+    assert parts.driver.machine.state is Residency.OFFLOADED
+    parts.go(HERE, Residency.RESIDENT, LONGEST_PAUSE_TICKS)
 
 
 def test_a_flush_in_the_middle_of_a_shrink() -> None:
@@ -327,18 +396,22 @@ class Cycle(RuleBasedStateMachine):
     def end(self, data: st.DataObject, insert: bool) -> None:
         self.world.finish(data.draw(st.sampled_from(self.world.running)), insert)
 
-    @precondition(lambda self: self.world.running)
-    @rule(data=st.data())
-    def chunk(self, data: st.DataObject) -> None:
-        """A request is between two chunks of its prompt: its prefix goes back into the table with the next one."""
-        req = data.draw(st.sampled_from(self.world.running))
-        scheduler = self.world.scheduler
-        line = scheduler.req_to_token_pool.req_to_token[req.req_pool_idx]
-        req.prefix_indices = line[: len(req.tokens)].long().clone()
-        scheduler.chunked_req = req
-        self.parts.driver.step()
-        scheduler.req_to_token_pool.write((req.req_pool_idx, slice(0, len(req.tokens))), req.prefix_indices.int())
-        scheduler.chunked_req = None
+    @rule(
+        stem=st.integers(1, 3),
+        length=st.integers(20, 120),
+        chunk=st.integers(8, 40),
+        wish=st.sampled_from([AWAY, HERE]),
+        steps=st.integers(1, 8),
+    )
+    def prompt_in_chunks(self, stem: int, length: int, chunk: int, wish: Wish, steps: int) -> None:
+        """Nobody decodes between two chunks of a prompt; the transition goes on."""
+        self.world.begin_prompt([stem] * length, chunk)
+        self.parts.wish = wish
+        while self.world.scheduler.chunked_req is not None:
+            for _ in range(steps):
+                self.parts.driver.step()
+                self.parts.check()
+            self.world.next_chunk(chunk)
 
     @rule(wish=st.sampled_from([AWAY, OFF, HERE]), steps=st.integers(1, 30))
     def plan(self, wish: Wish, steps: int) -> None:
@@ -347,7 +420,7 @@ class Cycle(RuleBasedStateMachine):
             self.parts.driver.step()
             self.parts.check()
 
-    @rule(fault=st.sampled_from(["commit", "release", "copy"]), when=st.integers(0, 5))
+    @rule(fault=st.sampled_from(["commit", "release", "copy", "move"]), when=st.integers(0, 5))
     def break_something(self, fault: str, when: int) -> None:
         setattr(self.parts.faults, fault, when)
 
@@ -370,7 +443,7 @@ class Cycle(RuleBasedStateMachine):
         if not hasattr(self, "parts"):
             return
         parts = self.parts
-        parts.faults.commit = parts.faults.release = parts.faults.copy = None
+        parts.faults.commit = parts.faults.release = parts.faults.copy = parts.faults.move = None
         for req in list(self.world.running):
             self.world.finish(req)
         parts.go(HERE, Residency.RESIDENT, 4 * LONGEST_PAUSE_TICKS)

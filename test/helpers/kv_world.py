@@ -72,12 +72,18 @@ class KvWorld:
         )
         capacity.put(self.scheduler, base_tokens)
         self.tail = PoolTail(self.scheduler, self.pool)
-        self.tail._reserve = lambda: len(self.running) * self.reserve
+        self.tail._slots_ahead = lambda: self.reserve
         self._serial = 0
 
     @property
     def running(self) -> list[Any]:
         return self.scheduler.running_batch.reqs
+
+    @property
+    def holding(self) -> list[Any]:
+        """Requests that hold slots: those that run, and the one whose prompt is being computed in chunks."""
+        chunked = self.scheduler.chunked_req
+        return self.running + ([chunked] if chunked is not None and chunked not in self.running else [])
 
     # What requests do.
 
@@ -94,10 +100,8 @@ class KvWorld:
             if node is not None:
                 scheduler.tree_cache.dec_lock_ref(node)
             return None
-        self._serial += 1
-        req = Request(self._serial, list(tokens), matched, node, scheduler.new_token_ratio_tracker)
-        [row] = scheduler.req_to_token_pool.alloc([req])
-        scheduler.req_to_token_pool.write((row, slice(0, len(matched))), matched.int())
+        req = self._request(tokens, matched, node)
+        row = req.req_pool_idx
         scheduler.req_to_token_pool.write((row, slice(len(matched), len(tokens))), new.int())
         req.kv.kv_allocated_len = req.kv_committed_len = len(tokens)
         self._write(new, tokens, len(matched))
@@ -106,6 +110,46 @@ class KvWorld:
             return req
         scheduler.tree_cache.cache_unfinished_req(req)
         return req
+
+    def begin_prompt(self, tokens: list[int], chunk: int) -> bool:
+        """A request whose prompt is computed in chunks, let in as SGLang does: if all of it fits now."""
+        scheduler = self.scheduler
+        if len(self.running) >= ROWS:
+            return False
+        matched, node = self._match(tokens)
+        if node is not None:
+            scheduler.tree_cache.inc_lock_ref(node)
+        free = scheduler.token_to_kv_pool_allocator.available_size()
+        if not scheduler.tree_cache.is_chunk_cache():
+            free += scheduler.tree_cache.evictable_size()
+        if len(tokens) - len(matched) + self.reserve * (len(self.running) + 1) > free:
+            if node is not None:
+                scheduler.tree_cache.dec_lock_ref(node)
+            return False
+        scheduler.chunked_req = req = self._request(tokens, matched, node)
+        req.tokens = list(tokens[: len(matched)])
+        self.next_chunk(chunk)
+        return True
+
+    def next_chunk(self, chunk: int) -> None:
+        """Compute so many more tokens of the prompt; with the last ones the request runs. It must get its slots."""
+        scheduler, req = self.scheduler, self.scheduler.chunked_req
+        if req.kv.kv_allocated_len and not scheduler.tree_cache.is_chunk_cache():
+            scheduler.tree_cache.cache_unfinished_req(req)
+        first = len(req.tokens)
+        req.tokens = list(req.origin_input_ids[: first + chunk])
+        new = self._alloc(len(req.tokens) - first)
+        if new is None:
+            raise MemoryError("SGLang's scheduler ends here")
+        scheduler.req_to_token_pool.write((req.req_pool_idx, slice(first, len(req.tokens))), new.int())
+        req.kv.kv_allocated_len = req.kv_committed_len = len(req.tokens)
+        self._write(new, req.tokens, first)
+        if len(req.tokens) < len(req.origin_input_ids):
+            return
+        scheduler.chunked_req = None
+        self.running.append(req)
+        if not scheduler.tree_cache.is_chunk_cache():
+            scheduler.tree_cache.cache_unfinished_req(req)
 
     def grow(self, req: Any, token: int, ahead: int = 0) -> bool:
         """One more token for ``req``, and slots allocated ``ahead`` of it; False if there is no room."""
@@ -153,14 +197,14 @@ class KvWorld:
         assert allocator.size == total
         assert all(getattr(scheduler, name).max_total_num_tokens == total for name in HOLDERS)
         cached = 0 if tree.is_chunk_cache() else tree.evictable_size() + tree.protected_size()
-        own = sum(req.kv.kv_allocated_len - req.cache_protected_len for req in self.running)
+        own = sum(req.kv.kv_allocated_len - req.cache_protected_len for req in self.holding)
         assert allocator.available_size() + cached + own == total
         # Every slot has one owner: free, withheld, the cache, or a request's part that is not in the cache.
         owners = [allocator.free_pages, allocator.release_pages, self.tail._withheld]
         for path, value in self._cached():
             owners.append(value)
             self._check_rows(value, path, len(path) - len(value))
-        for req in self.running:
+        for req in self.holding:
             line = scheduler.req_to_token_pool.req_to_token[req.req_pool_idx].long()
             owners.append(line[req.cache_protected_len : req.kv.kv_allocated_len])
             self._check_rows(line[: len(req.tokens)], req.tokens, 0)
@@ -189,6 +233,13 @@ class KvWorld:
         for number, buffer in enumerate((*self.pool.pool.k_buffer, *self.pool.pool.v_buffer)):
             for i, slot in enumerate(slots.tolist()):
                 buffer[slot] = contents(tokens, first + i, number)
+
+    def _request(self, tokens: list[int], prefix: torch.Tensor, node: Any) -> Any:
+        self._serial += 1
+        made = Request(self._serial, list(tokens), prefix, node, self.scheduler.new_token_ratio_tracker)
+        [row] = self.scheduler.req_to_token_pool.alloc([made])
+        self.scheduler.req_to_token_pool.write((row, slice(0, len(prefix))), prefix.int())
+        return made
 
     def _alloc(self, count: int) -> torch.Tensor | None:
         from sglang.srt.mem_cache.base_prefix_cache import EvictParams

@@ -33,7 +33,8 @@ class PoolTail:
     extra_tokens: length of the tail, 0 while there is none.
     withheld_tokens: of these, those that nobody may use any more.
     moved_tokens: rows moved since the start.
-    on_move: called with the old and the new slots, int64, after rows were moved and their holders told.
+    on_move: called with the old and the new slots, int64, after rows were copied and before their holders are told.
+    last_batch: what the scheduler ran last; its requests join the running ones in the iteration to come.
     """
 
     def __init__(self, scheduler: Any, pool: ElasticPool):
@@ -47,6 +48,7 @@ class PoolTail:
         self.extra_tokens = 0
         self.moved_tokens = 0
         self.on_move: list[Callable[[torch.Tensor, torch.Tensor], None]] = []
+        self.last_batch: Any = None
 
     @property
     def withheld_tokens(self) -> int:
@@ -86,10 +88,10 @@ class PoolTail:
         allocator.free_pages = pages[~torch.isin(pages, self._withheld)]
 
     def fits(self) -> bool:
-        """Whether all that is in use, and what running requests are expected to need, fits without the tail."""
+        """Whether all that is in use, and what requests in work are expected to need, fits without the tail."""
         scheduler, free = self._scheduler, self._allocator.available_size()
         used = capacity.current(scheduler) - free - scheduler.tree_cache.evictable_size()
-        return used + self._reserve() + self._expected() <= self._pool.base_tokens
+        return used + self._reserve() + self._rest_of_prompt() + self._expected() <= self._pool.base_tokens
 
     def withhold(self) -> None:
         """Take the tail's free pages out of circulation, and let low pages be handed out first."""
@@ -103,7 +105,13 @@ class PoolTail:
         self._put_capacity()
 
     def empty(self) -> bool:
-        """One bounded step of emptying the tail: `withhold`, make room, move. True when `is_empty`."""
+        """One bounded step of emptying the tail: `withhold`, make room, move. True when `is_empty`.
+
+        Nothing happens while a prompt is being computed in chunks: SGLang let it in for the slots that were free then,
+        allots the next chunk without asking whether they still are, and ends when they are not.
+        """
+        if self._scheduler.chunked_req is not None:
+            return False
         self.withhold()
         if self.is_empty:
             return True
@@ -119,19 +127,22 @@ class PoolTail:
         return self.is_empty
 
     def _move(self, old_pages: torch.Tensor) -> None:
+        """What can fail comes first. Until the last lines rows and marks of free slots have changed, and no list."""
         allocator, count = self._allocator, len(old_pages)
         # Sorted by withhold.
-        new_pages, allocator.free_pages = allocator.free_pages[:count], allocator.free_pages[count:]
+        new_pages, free_pages = allocator.free_pages[:count], allocator.free_pages[count:]
         old, new = self._slots(old_pages), self._slots(new_pages)
         self._pool.move(old, new)
         table = torch.arange(self._pool.max_tokens + self._size, dtype=torch.int64, device=old.device)
         table[old] = new
-        slot_holders.rewrite(self._scheduler, table)
-        self._withheld = torch.cat((self._withheld, old_pages))
-        self._put_capacity()
-        self.moved_tokens += count * self._size
+        tell_holders = slot_holders.rewriting(self._scheduler, self._requests(), table)
+        withheld = torch.cat((self._withheld, old_pages))
         for listener in self.on_move:
             listener(old, new)
+        tell_holders()
+        allocator.free_pages, self._withheld = free_pages, withheld
+        self._put_capacity()
+        self.moved_tokens += count * self._size
 
     def _used_pages(self) -> torch.Tensor:
         """Pages of the tail that are neither free nor withheld; `withhold` was called."""
@@ -144,19 +155,43 @@ class PoolTail:
         return max(0, len(self._allocator.free_pages) - -(-self._reserve() // self._size))
 
     def _reserve(self) -> int:
-        """Tokens that the running requests may take in the next iteration, at most."""
-        from sglang.srt.mem_cache.allocation_sizing import get_alloc_reserve_per_decode
+        """Tokens that the requests in work may take in the next iteration, at most."""
+        return len(self._in_work()) * (self._slots_ahead() + self._size - 1)
 
-        return len(self._scheduler.running_batch.reqs) * (get_alloc_reserve_per_decode() + self._size - 1)
+    def _rest_of_prompt(self) -> int:
+        """Tokens of the prompt that is being computed in chunks which have no slots yet."""
+        req = self._scheduler.chunked_req
+        if req is None:
+            return 0
+        length = len(req.origin_input_ids) + len(req.output_ids)
+        return max(0, length - (req.kv.kv_allocated_len if req.kv is not None else 0))
 
     def _expected(self) -> int:
-        """Tokens that running requests will still need, by SGLang's own estimate when it admits others."""
-        left = sum(
-            max(0, req.sampling_params.max_new_tokens - len(req.output_ids))
-            for req in self._scheduler.running_batch.reqs
-            if not req.finished()
-        )
+        """Tokens that requests in work will still write, by SGLang's own estimate when it admits others."""
+        left = sum(max(0, req.sampling_params.max_new_tokens - len(req.output_ids)) for req in self._in_work())
         return int(left * self._scheduler.new_token_ratio_tracker.current)
+
+    def _in_work(self) -> list[Any]:
+        """Requests that run or will in the next iteration: those just prefilled and the one in chunks are among them."""
+        return [req for req in self._requests(waiting=False) if not req.finished()]
+
+    def _requests(self, waiting: bool = True) -> list[Any]:
+        """Every request that holds slots or knows of some, each once."""
+        scheduler = self._scheduler
+        found = list(scheduler.running_batch.reqs)
+        if self.last_batch is not None:
+            found += self.last_batch.reqs
+        if scheduler.chunked_req is not None:
+            found.append(scheduler.chunked_req)
+        if waiting:
+            found += scheduler.waiting_queue
+        return list({id(req): req for req in found}.values())
+
+    @staticmethod
+    def _slots_ahead() -> int:
+        from sglang.srt.mem_cache.allocation_sizing import get_alloc_reserve_per_decode
+
+        return int(get_alloc_reserve_per_decode())
 
     def _evict(self, tokens: int) -> None:
         """Let the cache forget the least recently used ``tokens``: each leaves the tail, or makes room below it."""

@@ -6,7 +6,7 @@ SGLang broadcast, and whether a piece of work is done or has failed is agreed on
 
 import logging
 from collections.abc import Callable, Generator, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from sglang_nightjar.core.messages import Residency
 from sglang_nightjar.core.residency import Event, ResidencyMachine, Wish
@@ -89,8 +89,9 @@ class DraftResidency:
         """Tokens that the draft's KV is behind: of the worst request, of all."""
         return self.catch_up.lag() if self.catch_up is not None else (0, 0)
 
-    def step(self) -> None:
-        """In front of each iteration, on every rank."""
+    def step(self, last_batch: Any = None) -> None:
+        """In front of each iteration, on every rank; ``last_batch`` is what SGLang will merge into the running one."""
+        self.tail.last_batch = last_batch
         self.machine.tick()
         pieces = 1
         while self._one_piece() and pieces < _PIECES_WHILE_IDLE and self._idle():

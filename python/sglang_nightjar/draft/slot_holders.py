@@ -5,7 +5,7 @@ The lists of free slots are `draft.pool_tail`'s. Batches hold ids only from thei
 could hold some for longer (hierarchical cache, PD disaggregation, sessions) is refused at the start.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,42 +18,46 @@ SEAMS = (
     Seam("sglang.srt.mem_cache.memory_pool:ReqToTokenPool.write", ("indices", "values"), "call", "the request table"),
     Seam("sglang.srt.mem_cache.radix_cache:TreeNode.__init__", ("id", "priority"), "call", "slots in the radix cache"),
     Seam(f"{_BATCH}:Req.init_next_round_input", None, "call", "it renews prefix_indices"),
+    Seam(f"{_BATCH}:ReqKvInfo.kv_allocated_len", None, "field", "how far a request's row is in use"),
 )
 
 
-def rewrite(scheduler: Any, table: torch.Tensor) -> None:
-    """Replace every slot id by ``table[id]``; ``table`` is int64 and covers every id that was ever handed out."""
-    _rewrite_requests(scheduler.req_to_token_pool, table)
+def rewriting(scheduler: Any, requests: Iterable[Any], table: torch.Tensor) -> Callable[[], None]:
+    """What replaces every slot id by ``table[id]``; all that can fail is done when this returns.
+
+    ``requests`` are all of the scheduler's, running and waiting. ``table`` is int64 and covers every id that was ever
+    handed out.
+    """
+    requests = list(requests)
+    rows = scheduler.req_to_token_pool.req_to_token
+    lines = [
+        # Behind what is allotted a row holds what nobody reads.
+        rows[req.req_pool_idx, : req.kv.kv_allocated_len]
+        for req in requests
+        if req.req_pool_idx is not None and req.kv is not None
+    ]
     nodes = list(_nodes(scheduler.tree_cache))
-    if nodes:
-        moved = table[torch.cat([node.value for node in nodes])]
-        # Parts of one tensor: nobody writes to a node's value, and a copy each would be a kernel each on a GPU.
-        for node, value in zip(nodes, moved.split([len(node.value) for node in nodes]), strict=True):
-            node.value = value
-    for req in requests(scheduler):
-        if len(req.prefix_indices):
-            req.prefix_indices = table[req.prefix_indices]
+    prefixed = [req for req in requests if len(req.prefix_indices)]
+    # Parts of one tensor: nobody writes to a node's value, and a copy each would be a kernel each on a GPU.
+    new_lines = _looked_up(table, lines)
+    new_values = _looked_up(table, [node.value for node in nodes])
+    new_prefixes = _looked_up(table, [req.prefix_indices for req in prefixed])
+
+    def apply() -> None:
+        for line, part in zip(lines, new_lines, strict=True):
+            line.copy_(part)
+        for node, part in zip(nodes, new_values, strict=True):
+            node.value = part
+        for req, part in zip(prefixed, new_prefixes, strict=True):
+            req.prefix_indices = part
+
+    return apply
 
 
-def requests(scheduler: Any) -> list[Any]:
-    """Every request of the scheduler's, running or waiting, each once."""
-    found = list(scheduler.waiting_queue)
-    for batch in (scheduler.running_batch, scheduler.last_batch):
-        if batch is not None:
-            found += batch.reqs
-    if scheduler.chunked_req is not None:
-        found.append(scheduler.chunked_req)
-    return list({id(req): req for req in found}.values())
-
-
-def _rewrite_requests(pool: Any, table: torch.Tensor) -> None:
-    free = set(pool.free_slots)
-    # Row 0 is padding.
-    rows = [row for row in range(1, pool.req_to_token.shape[0]) if row not in free]
-    # One row at a time bounds what it takes beside: a row is as long as the context may be.
-    for row in rows:
-        line = pool.req_to_token[row]
-        line.copy_(table[line.long()])
+def _looked_up(table: torch.Tensor, ids: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+    if not ids:
+        return ()
+    return table[torch.cat(ids).to(torch.int64)].split([len(part) for part in ids])
 
 
 def _nodes(tree_cache: Any) -> Iterator[Any]:
