@@ -5,6 +5,8 @@ row holds what its owner wrote, the draft's weights are what they were whenever 
 is not there.
 """
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -75,7 +77,7 @@ class FlakyWeights(DraftWeights):
 class Parts:
     """A world, weights and a driver over buffers that fail when told to."""
 
-    def __init__(self, radix: bool = True, retract: bool = False, agree=lambda code: code):
+    def __init__(self, radix: bool = True, retract: bool = False, agree=lambda code: code, ranks: int = 1):
         self.faults = Faults()
         self.world = KvWorld(radix=radix, buffers=flaky(self.faults))
         torch.manual_seed(0)
@@ -92,7 +94,7 @@ class Parts:
         self.fences = 0
         self.driver = DraftResidency(
             self.weights, self.world.pool, self.world.tail, lambda: self.wish, lambda: self.idle, self.fence, agree,
-            retract,
+            retract, ranks,
         )  # fmt: skip
 
     def fence(self) -> None:
@@ -342,6 +344,70 @@ def test_a_failure_on_another_rank_is_a_failure_here() -> None:
         parts.driver.step()
         parts.check()
     parts.go(HERE, Residency.RESIDENT, LONGEST_PAUSE_TICKS)
+
+
+class Ranks:
+    """Two drivers in step, each on a thread of its own, as two ranks of a TP group are."""
+
+    def __init__(self) -> None:
+        self._codes = [0, 0]
+        self._meeting = threading.Barrier(2, timeout=20)
+        self.parts = [Parts(agree=lambda code, rank=rank: self._agree(rank, code), ranks=2) for rank in (0, 1)]
+
+    def _agree(self, rank: int, code: int) -> int:
+        self._codes[rank] = code
+        self._meeting.wait()
+        least = min(self._codes)
+        self._meeting.wait()
+        return least
+
+    def step(self, wish: Wish) -> None:
+        for parts in self.parts:
+            parts.wish = wish
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(parts.driver.step) for parts in self.parts]:
+                done.result(30)
+        for parts in self.parts:
+            parts.check()
+        states, capacities = zip(
+            *((p.driver.machine.state, p.world.scheduler.max_total_num_tokens) for p in self.parts), strict=True
+        )
+        assert states[0] is states[1]
+        assert capacities[0] == capacities[1]
+
+    def go(self, wish: Wish, state: Residency) -> None:
+        for _ in range(400):
+            self.step(wish)
+            if self.parts[0].driver.machine.state is state:
+                return
+        raise AssertionError(f"{self.parts[0].driver.machine.state.name}, not {state.name}")
+
+
+@pytest.mark.parametrize("fault", ["commit", "release"])
+@pytest.mark.parametrize("when", range(5))
+def test_ranks_whose_work_takes_unlike_time_stay_alike_when_one_fails(fault: str, when: int) -> None:
+    """What is handed out on one rank was backed by memory on all, however many pieces each of them needs."""
+    ranks = Ranks()
+    slow = ranks.parts[1]
+    slow.weights._piece = PAGE
+    setattr(slow.faults, fault, when)
+    for _ in range(60):
+        ranks.step(AWAY)
+    setattr(slow.faults, fault, None)
+    ranks.go(AWAY, Residency.OFFLOADED)
+    ranks.go(HERE, Residency.RESIDENT)
+
+
+def test_one_of_several_ranks_ends_when_it_cannot_move_rows() -> None:
+    """The others have moved theirs; what is free would differ in every shrink to come, and requests be let in unlike."""
+    parts = Parts(ranks=2)
+    parts.go(AWAY, Residency.OFFLOADED)
+    reqs = [parts.world.admit([i] * 30) for i in range(1, 5)]
+    for req in reqs[:2]:
+        parts.world.finish(req, insert=False)
+    parts.faults.move = 0
+    with pytest.raises(RuntimeError, match="injected"):
+        parts.go(HERE, Residency.RESIDENT)
 
 
 @pytest.mark.parametrize("away", [False, True])

@@ -136,7 +136,15 @@ def start(scheduler: Any, selector: Any, retract: bool) -> None:
         return Wish(decision.residency == "device", drafting)
 
     driver = residency.DraftResidency(
-        _weights, _pool, tail, wish, scheduler.is_fully_idle, fence.of(scheduler), _agreement(scheduler), retract
+        _weights,
+        _pool,
+        tail,
+        wish,
+        scheduler.is_fully_idle,
+        fence.of(scheduler),
+        _agreement(scheduler),
+        retract,
+        scheduler.ps.tp_size,
     )
     if (keeper := upkeep.current) is not None:
         tail.on_move += [keeper.coverage.moved, keeper.journal.moved]

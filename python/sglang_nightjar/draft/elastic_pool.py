@@ -5,7 +5,7 @@ layer, ``[tokens + page, heads, head_dim]``. Here each lies in a buffer of its o
 for. The draft's own cache is as it was: slots of the added tail exist only while nothing is drafted.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ class ElasticPool:
         """Tokens by which the cache can grow into ``freed_bytes``, as far as there are addresses."""
         return min(tokens_gained(freed_bytes, self.base_tokens, self.layout), self.max_tokens - self.base_tokens)
 
-    def grow(self, tokens: int) -> Iterator[None]:
+    def grow(self, tokens: int) -> Generator[None, None, None]:
         """Back ``tokens`` tokens, a bounded piece per step. Raises MemoryRefusedError with all of the growth undone."""
         before = self.committed_tokens
         try:
@@ -72,7 +72,7 @@ class ElasticPool:
             raise
         self.committed_tokens = max(before, tokens)
 
-    def shrink(self, tokens: int) -> Iterator[None]:
+    def shrink(self, tokens: int) -> Generator[None, None, None]:
         """Give back what lies behind ``tokens`` tokens, a bounded piece per step. Nothing may use it any more."""
         self.committed_tokens = min(self.committed_tokens, tokens)
         if self._buffers[0].device.type == "cuda":

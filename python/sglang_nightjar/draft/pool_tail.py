@@ -172,7 +172,7 @@ class PoolTail:
         return int(left * self._scheduler.new_token_ratio_tracker.current)
 
     def _in_work(self) -> list[Any]:
-        """Requests that run or will in the next iteration: those just prefilled and the one in chunks are among them."""
+        """Requests that run or soon will: those just prefilled and the one in chunks are among them."""
         return [req for req in self._requests(waiting=False) if not req.finished()]
 
     def _requests(self, waiting: bool = True) -> list[Any]:

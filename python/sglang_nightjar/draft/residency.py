@@ -61,18 +61,19 @@ class DraftResidency:
         fence: Fence,
         agree: Callable[[int], int] = lambda code: code,
         retract: bool = False,
+        ranks: int = 1,
     ):
-        """``agree`` returns the least of what all ranks of the TP group pass to it."""
+        """``agree`` returns the least of what all ``ranks`` of the TP group pass to it."""
         self.machine = ResidencyMachine()
         self.weights, self.pool, self.tail = weights, pool, tail
         self.catch_up: CatchUp | None = None
         self.extra_tokens = pool.tokens_gained(weights.nbytes)
         self.refused_growths = 0
         self._wish, self._idle, self._fence, self._agree = wish, idle, fence, agree
-        self._retract = retract
+        self._retract, self._ranks = retract, ranks
         self.on_change: Callable[[bool], None] = lambda has_weights: None
         self._work: _Work | None = None
-        self._end = Event.RELEASED
+        self._then: Callable[[], None] = lambda: None
         self._is_done = False
 
     @property
@@ -115,18 +116,19 @@ class DraftResidency:
         before = self.machine.state
         self._go(event, "the plan in force wants it")
         if event is Event.OFFLOAD:
-            self._start(self._offload(), Event.RELEASED)
+            self._start(self._offload(), self._offloaded)
         elif event is Event.CATCH_UP:
-            self._start(self._catch_up(), Event.CAUGHT_UP)
+            self._start(self._catch_up(), self._caught_up)
         elif event is Event.RECALL:
-            self._start(self._shrink(), Event.SHRUNK)
+            self._start(self._empty(), self._emptied)
         elif event is Event.TURN_BACK and before is Residency.LOADING:
-            self._start(self._offload(), Event.RELEASED)
+            self._start(self._offload(), self._offloaded)
         elif event is Event.TURN_BACK:
             self._regrow_now()
 
-    def _start(self, work: _Work, end: Event) -> None:
-        self._work, self._end, self._is_done = work, end, False
+    def _start(self, work: _Work, then: Callable[[], None]) -> None:
+        """Do ``work``, and ``then`` what may only happen once it is done on all ranks."""
+        self._work, self._then, self._is_done = work, then, False
 
     def _advance(self) -> None:
         assert self._work is not None
@@ -138,16 +140,15 @@ class DraftResidency:
             except StopIteration:
                 self._is_done = True
             except Exception as failure:
+                if self._ranks > 1 and self.machine.state is Residency.SHRINKING and self.tail.extra_tokens:
+                    # The others have moved rows that lie in the tail here, so what is free would never agree again.
+                    raise
                 code, error = _FAILED, f"{type(failure).__name__}: {failure}"
                 logger.debug("Nightjar: %s failed", self.machine.state.name, exc_info=True)
         agreed = self._agree(code)
         if agreed == _DONE:
             self._work = None
-            self._go(self._end, "done")
-            if self._end is Event.SHRUNK:
-                self._start(self._load(), Event.LOADED)
-            elif self._end is Event.LOADED:
-                self._start(self._catch_up(), Event.CAUGHT_UP)
+            self._then()
         elif agreed == _FAILED:
             self._fail(error or "another rank failed")
 
@@ -177,35 +178,40 @@ class DraftResidency:
         logger.log(level, "Nightjar: draft %s -> %s (%s)", before.name, after.name, reason)
         self.on_change(self.machine.has_weights)
 
-    # The work of each state.
+    # The work of each state, and what follows it.
 
     def _offload(self) -> _Work:
         self._fence()
         # No rank may release anything before all are here. What is launched from now on does not read the weights.
         yield
         yield from self.weights.release()
-        yield from self._grow()
+        yield from self.pool.grow(self.pool.base_tokens + self.extra_tokens)
 
-    def _grow(self) -> _Work:
-        if self.tail.extra_tokens == 0:
-            yield from self.pool.grow(self.pool.base_tokens + self.extra_tokens)
-            # No rank may hand out anything before all have the memory.
-            yield
+    def _offloaded(self) -> None:
         self.tail.open(self.extra_tokens)
+        self._go(Event.RELEASED, "done")
 
-    def _shrink(self) -> _Work:
-        if self.tail.extra_tokens:
-            while not self._retract and not self.tail.fits():
-                yield
+    def _empty(self) -> _Work:
+        if self.tail.extra_tokens == 0:
+            return
+        while not self._retract and not self.tail.fits():
+            yield
+        self._fence()
+        while not self.tail.empty():
+            yield
             self._fence()
-            while not self.tail.empty():
-                yield
-                self._fence()
-            self.tail.close()
-        yield from self.pool.shrink(self.pool.base_tokens)
 
-    def _load(self) -> _Work:
-        yield from self.weights.load()
+    def _emptied(self) -> None:
+        self.tail.close()
+        self._start(self.pool.shrink(self.pool.base_tokens), self._shrunk)
+
+    def _shrunk(self) -> None:
+        self._go(Event.SHRUNK, "done")
+        self._start(self.weights.load(), self._loaded)
+
+    def _loaded(self) -> None:
+        self._go(Event.LOADED, "done")
+        self._start(self._catch_up(), self._caught_up)
 
     def _catch_up(self) -> _Work:
         if self.catch_up is None:
@@ -213,6 +219,9 @@ class DraftResidency:
         self.catch_up.start()
         while not self.catch_up.step():
             yield
+
+    def _caught_up(self) -> None:
+        self._go(Event.CAUGHT_UP, "done")
 
     def _regrow_now(self) -> None:
         """Back to OFFLOADED: what was withheld or given back of the tail serves again, if every rank has the memory."""

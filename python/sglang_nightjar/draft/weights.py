@@ -6,7 +6,7 @@ The copy on the host is made once, so going away copies nothing.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ class DraftWeights:
         """What the weights take on the device now."""
         return self._buffer.committed
 
-    def release(self) -> Iterator[None]:
+    def release(self) -> Generator[None, None, None]:
         """Give the memory back, a bounded piece per step. Nothing may read the weights from the first step on."""
         self.on_device = False
         if self._stream is not None:
@@ -100,7 +100,7 @@ class DraftWeights:
             self._buffer.release(max(0, self._buffer.committed - self._piece))
             yield
 
-    def load(self) -> Iterator[None]:
+    def load(self) -> Generator[None, None, None]:
         """Bring the weights back, a bounded piece per step; on a GPU, copies run on a stream of their own.
 
         They are valid when the iterator ends. Raises MemoryRefusedError; then, and when it is closed early, `release`
