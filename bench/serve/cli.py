@@ -107,6 +107,10 @@ def run(args: argparse.Namespace) -> int:
 
     models, is_demo = _models(args)
     served = {"models": "demo pair"} if is_demo else {"model": models.target, "draft": models.draft}
+    if is_demo:
+        # It is trained anew now and then.
+        weights = (Path(models.draft) / "model.safetensors").read_bytes()
+        served["draft_sha256"] = hashlib.sha256(weights).hexdigest()[:16]
     store.open({**settings.as_json(), **served, "trace": trace_id})
     if args.retry:
         _set_aside(store)
