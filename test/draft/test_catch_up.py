@@ -24,7 +24,7 @@ class Scene:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lengths: list[int], journal_rows: int = 500, step: int = 32):
         self.coverage = Coverage(SLOTS, ROWS, "cpu")
-        self.journal = Journal(SLOTS, WIDTH, torch.float32, journal_rows * (4 * WIDTH + 16), "cpu")
+        self.journal = Journal(SLOTS, WIDTH, torch.float32, journal_rows * (4 * WIDTH + 16) + 8 * SLOTS, "cpu")
         self.filled: list[Piece] = []
         table = (100 * torch.arange(ROWS)[:, None] + torch.arange(100)).to(torch.int32)
         rows = torch.arange(1, len(lengths) + 1)

@@ -399,7 +399,7 @@ def test_ranks_whose_work_takes_unlike_time_stay_alike_when_one_fails(fault: str
 
 
 def test_one_of_several_ranks_ends_when_it_cannot_move_rows() -> None:
-    """The others have moved theirs; what is free would differ in every shrink to come, and requests be let in unlike."""
+    """The others have moved theirs; what is free would differ in every shrink to come."""
     parts = Parts(ranks=2)
     parts.go(AWAY, Residency.OFFLOADED)
     reqs = [parts.world.admit([i] * 30) for i in range(1, 5)]

@@ -14,7 +14,7 @@ import numpy as np
 from sglang_nightjar.core.capacity import human_bytes
 from sglang_nightjar.core.residency import Wish
 from sglang_nightjar.cpu import kernels
-from sglang_nightjar.draft import fence, residency, upkeep
+from sglang_nightjar.draft import agreement, fence, residency, upkeep
 from sglang_nightjar.draft.elastic_pool import ElasticPool
 from sglang_nightjar.draft.pool_tail import PoolTail
 from sglang_nightjar.draft.weights import DraftWeights
@@ -142,7 +142,7 @@ def start(scheduler: Any, selector: Any, retract: bool) -> None:
         wish,
         scheduler.is_fully_idle,
         fence.of(scheduler),
-        _agreement(scheduler),
+        agreement.of(scheduler),
         retract,
         scheduler.ps.tp_size,
     )
@@ -176,19 +176,3 @@ class _CatchUp:
 
     def step(self) -> bool:
         return self.lag() == (0, 0)
-
-
-def _agreement(scheduler: Any) -> Any:
-    """The least of what all ranks say: they run in step, so each asks at the same point."""
-    if scheduler.ps.tp_size == 1:
-        return lambda code: code
-    import torch
-
-    group = scheduler.tp_cpu_group
-
-    def least(code: int) -> int:
-        said = torch.tensor([code])
-        torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MIN, group)
-        return int(said)
-
-    return least

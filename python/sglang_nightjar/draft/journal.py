@@ -42,29 +42,56 @@ class Journal:
     def __init__(
         self, slots: int, width: int, dtype: torch.dtype, max_bytes: int, device: Any, device_rows: int = DEVICE_ROWS
     ):
-        """For ``slots`` KV slots and hidden states ``[width]``; holds as many rows as fit into ``max_bytes``."""
-        self._row_bytes = width * dtype.itemsize + 2 * torch.int64.itemsize
-        self.capacity = max_bytes // self._row_bytes
+        """For ``slots`` KV slots and hidden states ``[width]``; all that it allocates fits into ``max_bytes``."""
         self.written = 0
         self._slots, self._width, self._dtype = slots, width, dtype
         self._device = torch.device(device)
-        self._spills = self._device.type == "cuda" and self.capacity > device_rows
-        self._device_rows = device_rows if self._spills else self.capacity
+        state = width * dtype.itemsize
+        room = max(0, max_bytes - slots * torch.int64.itemsize)
+        self.capacity = room // (state + 2 * torch.int64.itemsize)
+        self._spills = False
+        if self._device.type == "cuda" and self.capacity > device_rows:
+            self._block_rows = device_rows // _BLOCKS
+            # Whole blocks, so that a block never wraps around the end of the host's ring.
+            both = (room - device_rows * state) // (state + 2 * torch.int64.itemsize)
+            both -= both % self._block_rows
+            self._spills = both > device_rows
+            self.capacity = max(both, device_rows)
+        self._device_rows = min(device_rows, self.capacity) if self._device.type == "cuda" else self.capacity
         self._allocated = False
 
     def bytes(self) -> dict[str, int]:
         """Bytes allocated: on the device, and on the host if that is another memory."""
         if not self._allocated:
             return {"device": 0, "host": 0}
-        host = self.capacity * self._width * self._dtype.itemsize if self._spills else 0
-        return {"device": self._device_rows * self._width * self._dtype.itemsize + self._index_bytes(), "host": host}
+        index = sum(t.nbytes for t in (self._tokens, self._owner, self._place))
+        return {"device": self._hidden.nbytes + index, "host": self._host.nbytes if self._spills else 0}
+
+    def allocate(self) -> None:
+        """Take the memory, if not yet done. Raises RuntimeError or MemoryError; then nothing is taken."""
+        if self._allocated or not self.capacity:
+            return
+        hidden = torch.empty((self._device_rows, self._width), dtype=self._dtype, device=self._device)
+        self._tokens = torch.zeros(self.capacity, dtype=torch.int64, device=self._device)
+        self._owner = torch.full((self.capacity,), -1, dtype=torch.int64, device=self._device)
+        self._place = torch.full((self._slots,), -1, dtype=torch.int64, device=self._device)
+        if self._spills:
+            pinned = self._device.type == "cuda"
+            self._host = torch.empty((self.capacity, self._width), dtype=self._dtype, pin_memory=pinned)
+            self._stream = torch.cuda.Stream(self._device)
+            self._copied = [torch.cuda.Event() for _ in range(_BLOCKS)]
+        self._hidden, self._allocated = hidden, True
+
+    def close(self) -> None:
+        """Give the memory back, and hold nothing from now on."""
+        self.capacity, self._allocated, self._spills = 0, False, False
+        self._hidden = self._tokens = self._owner = self._place = self._host = torch.empty(0)
 
     def write(self, slots: torch.Tensor, hidden: torch.Tensor, tokens: torch.Tensor) -> None:
         """Append positions: their slots int64 ``[n]``, hidden states ``[n, width]``, and the tokens after them."""
         if not self.capacity:
             return
-        if not self._allocated:
-            self._allocate()
+        self.allocate()
         if len(slots) > self.capacity:
             # Of a prompt longer than the journal the end is kept: a request's beginning is computed anew first.
             slots, hidden, tokens = (value[-self.capacity :] for value in (slots, hidden, tokens))
@@ -118,24 +145,6 @@ class Journal:
         held = (places >= 0) & (self._owner[places] == source)
         self._place[target] = torch.where(held, places, -1)
         self._owner[places[held]] = target[held]
-
-    def _allocate(self) -> None:
-        self._allocated = True
-        rows = (self._device_rows, self._width)
-        self._hidden = torch.empty(rows, dtype=self._dtype, device=self._device)
-        self._tokens = torch.zeros(self.capacity, dtype=torch.int64, device=self._device)
-        self._owner = torch.full((self.capacity,), -1, dtype=torch.int64, device=self._device)
-        self._place = torch.full((self._slots,), -1, dtype=torch.int64, device=self._device)
-        if self._spills:
-            self._block_rows = self._device_rows // _BLOCKS
-            # Whole blocks, so that a block never wraps around the end of the host's ring.
-            self.capacity -= self.capacity % self._block_rows
-            self._host = torch.empty((self.capacity, self._width), dtype=self._dtype, pin_memory=True)
-            self._stream = torch.cuda.Stream(self._device)
-            self._copied = [torch.cuda.Event() for _ in range(_BLOCKS)]
-
-    def _index_bytes(self) -> int:
-        return sum(t.numel() * t.itemsize for t in (self._tokens, self._owner, self._place))
 
     def _before_overwriting(self, place: int) -> None:
         if place % self._block_rows == 0 and self.written >= self._device_rows:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from sglang_nightjar.core.messages import Residency
 from sglang_nightjar.core.residency import Event, ResidencyMachine, Wish
 from sglang_nightjar.draft import upkeep
+from sglang_nightjar.draft.agreement import Agree
 from sglang_nightjar.draft.elastic_pool import ElasticPool
 from sglang_nightjar.draft.fence import Fence
 from sglang_nightjar.draft.pool_tail import PoolTail
@@ -59,7 +60,7 @@ class DraftResidency:
         wish: Callable[[], Wish],
         idle: Callable[[], bool],
         fence: Fence,
-        agree: Callable[[int], int] = lambda code: code,
+        agree: Agree = lambda code: code,
         retract: bool = False,
         ranks: int = 1,
     ):

@@ -15,6 +15,8 @@ import torch
 from sglang_nightjar.agent.link import rate_limited
 from sglang_nightjar.agent.selector import GammaSelector
 from sglang_nightjar.core.switch_costs import SwitchCosts
+from sglang_nightjar.draft import agreement
+from sglang_nightjar.draft.agreement import Agree
 from sglang_nightjar.draft.catch_up import CatchUp
 from sglang_nightjar.draft.coverage import Coverage
 from sglang_nightjar.draft.journal import Journal
@@ -89,6 +91,10 @@ class Upkeep:
         self.coverage = Coverage(slots, rows, worker.device)
         width = eagle_utils.get_draft_input_from_target_hidden_dim(runner)
         self.journal = Journal(slots, width, runner.model_config.dtype, journal_bytes, worker.device)
+        if torch.device(worker.device).type == "cuda" or scheduler.ps.tp_size > 1:
+            # Now, because in the middle of a forward pass nobody expects memory to be missing; and on all ranks alike,
+            # because what is in the journal decides about shapes.
+            self._allocate_journal(agreement.of(scheduler))
         self.catch_up = CatchUp(worker, self.coverage, self.journal)
         self.costs = costs or SwitchCosts()
         self._told = self.costs.cost(*_TYPICAL)
@@ -98,6 +104,20 @@ class Upkeep:
         self._topk = worker.topk
         self._state_width, self._state_dtype = eagle_utils.get_draft_recurrent_hidden_state_spec(runner)
         self._nothing: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def _allocate_journal(self, agree: Agree) -> None:
+        error = ""
+        try:
+            self.journal.allocate()
+        except (RuntimeError, MemoryError) as failure:
+            error = f"{type(failure).__name__}: {failure}"
+        if not agree(int(not error)):
+            self.journal.close()
+            logger.warning(
+                "Nightjar: no memory for the draft's journal (%s): what is missed at γ=0 is computed anew. "
+                "Lower memory.journal_mb or --mem-fraction-static",
+                error or "on another rank",
+            )
 
     def before_decode(self, batch: Any) -> None:
         """Before a decode batch is launched: make it ready for drafts if it is to have some, or hold γ at 0."""
@@ -210,6 +230,9 @@ class Upkeep:
                 self._recent.append((positions, round(ns / 1e3)))
             return is_ready
         except Exception as error:
+            if self._scheduler.ps.tp_size > 1:
+                # The others go on with drafts and would wait for this rank; an end that is seen is better than that.
+                raise
             # Without drafts the requests are served all the same.
             self.failures += 1
             rate_limited.warning("catching the draft up failed, γ stays 0: %r", error)
