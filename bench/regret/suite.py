@@ -60,7 +60,7 @@ def moving() -> list[Scenario]:
             cpu.engine, draft=replace(cpu.engine.draft, parks=True, catch_up_ns=15e6, catch_up_token_ns=60e3)
         ),
     )
-    noisy = replace(cpu, costs=replace(cpu.costs, noise=0.15, outlier_share=0.02, outlier_factor=8.0))
+    noisy = replace(cpu, costs=replace(cpu.costs, noise=0.15, stalls_per_s=0.4, stall_ns=0.3e9))
     surge = ((40.0, 1.0), (30.0, 24.0), (40.0, 1.0), (30.0, 24.0), (40.0, 1.0))
     return [
         Scenario("day", "1 to 32 clients and back", cpu, LoadSettings(clients=_day(1, 32, 240.0), **text)),
@@ -83,7 +83,7 @@ def moving() -> list[Scenario]:
             replace(cpu, acceptance=mixed), LoadSettings(clients=_day(1, 12, 200.0, 10), **text),
         ),
         Scenario(
-            "noisy", "the day, with noise of 15% and 2% of iterations eight times longer",
+            "noisy", "the day, with noise of 15% and a stall of 0.3 s every 2.5 s",
             noisy, LoadSettings(clients=_day(1, 32, 240.0), **text),
         ),
         Scenario(

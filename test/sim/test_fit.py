@@ -1,5 +1,7 @@
 """A simulated server writes a log, and the fit finds the server in it again."""
 
+from dataclasses import replace
+
 import orjson
 import pytest
 
@@ -74,6 +76,19 @@ def test_the_fitted_server_behaves_like_the_first_on_another_load(log):
         first, second = (simulate(setup, load, make(name, None, {}, 0)) for setup in (truth, found))
         assert second.rate == pytest.approx(first.rate, rel=0.05)
         assert second.latency_ms["mean"] == pytest.approx(first.latency_ms["mean"], rel=0.08)
+
+
+def test_stalls_are_found_as_seconds(tmp_path):
+    setup = builtin("demo-cpu")
+    setup = replace(setup, costs=replace(setup.costs, stalls_per_s=0.5, stall_ns=0.8e9))
+    load = LoadSettings(clients=((200.0, 2), (200.0, 24)), prompt=Lengths(48, 0.5), output=Lengths(60, 0.5))
+    policy, file = Logger(), tmp_path / "decisions.jsonl"
+    simulate(setup, load, policy)
+    file.write_bytes(b"\n".join(policy.lines) + b"\n")
+    found = fit(file).setup.costs
+    assert found.stalls_per_s == pytest.approx(0.5, rel=0.4)
+    assert found.stall_ns == pytest.approx(0.8e9, rel=0.35)
+    assert found.noise == pytest.approx(setup.costs.noise, rel=0.4)
 
 
 def test_too_little_is_refused(log, tmp_path):

@@ -57,6 +57,19 @@ def test_efficiency_is_that_of_the_oracle_worked_out_by_hand():
     assert oracle.efficiency == pytest.approx(1.0) and oracle.shares == {2: 1.0}
 
 
+def test_a_stall_is_as_long_in_a_large_batch_as_in_a_small_one():
+    """0.5 s every 2 s of work: a quarter more time, whatever an iteration takes."""
+    setup = replace(SETUP, costs=replace(COSTS, stalls_per_s=0.5, stall_ns=0.5e9))
+    for clients in (1, 60):
+        policy = Recorder(Decision(((1, None, 0),), "none"))
+        simulate(setup, closed(clients, seconds=400.0), policy, seed=2)
+        took = np.array([r.iteration_ns for r in policy.records if not r.prefill_tokens])
+        usual = np.median(took)
+        stalls = took[took > 1.001 * usual] - usual
+        assert stalls.mean() == pytest.approx(0.5e9, rel=0.25)
+        assert stalls.sum() / (usual * len(took)) == pytest.approx(0.25, rel=0.3)
+
+
 @pytest.mark.parametrize("gamma", [0, 2])
 @pytest.mark.parametrize("kv_tokens", [400, 32_768])
 def test_every_request_gets_its_tokens_also_when_kv_is_short(gamma, kv_tokens):

@@ -19,7 +19,8 @@ class Costs:
         context_ns: per token of context of the batch: attention.
         upkeep: an iteration of γ=0 runs a draft step, as stock SGLang does to keep the draft's KV current.
         noise: standard deviation of the logarithm of an iteration's time.
-        outlier_share, outlier_factor: so many iterations take so many times longer.
+        stalls_per_s, stall_ns: now and then, by the time that iterations take, the machine does something else; for so
+            long on average, exponentially distributed, however long the iteration is.
     """
 
     target: Table
@@ -30,8 +31,8 @@ class Costs:
     context_ns: float = field(default=0.0, metadata={"min": 0.0})
     upkeep: bool = False
     noise: float = field(default=0.02, metadata={"min": 0.0, "max": 2.0})
-    outlier_share: float = field(default=0.0, metadata={"min": 0.0, "max": 0.5})
-    outlier_factor: float = field(default=10.0, metadata={"min": 1.0, "max": 1e4})
+    stalls_per_s: float = field(default=0.0, metadata={"min": 0.0, "max": 1e6})
+    stall_ns: float = field(default=0.0, metadata={"min": 0.0, "max": 1e12})
 
     def __post_init__(self) -> None:
         for name in ("target", "draft", "prefill"):

@@ -65,6 +65,7 @@ class Engine:
         self._random = np.random.default_rng((seed, 2, replica))
         self._uniform, self._uniform_at = self._random.random(_BLOCK), 0
         self._noise: list[float] = []
+        self._until_stall = self._next_stall()
         self._longest = max(1, self.settings.candidates[-1])
         self._survival: np.ndarray = np.zeros((1, 1))
         self._survival_until = -1
@@ -131,7 +132,7 @@ class Engine:
             done += 1
         if tokens == 0:
             return False
-        took = self.costs.prefill_ns(tokens) * self._next_noise()
+        took = self._stalled(self.costs.prefill_ns(tokens) * self._next_noise())
         self.now += int(took)
         self._prefill_tokens += tokens
         self.meter.prefill(took)
@@ -194,7 +195,7 @@ class Engine:
         self._slack -= gamma + 1
         self._context = context + committed
         base = self._base_ns(size, gamma) + self.costs.context_ns * context
-        took = (base + extra) * self._next_noise()
+        took = self._stalled((base + extra) * self._next_noise())
         self.now += int(took)
         self.meter.tokens += committed
         self.meter.decode(self._kinds, size, gamma, context, base, extra, took)
@@ -381,7 +382,18 @@ class Engine:
         if not self._noise:
             costs = self.costs
             factors = np.exp(costs.noise * self._random.standard_normal(_BLOCK))
-            if costs.outlier_share:
-                factors[self._random.random(_BLOCK) < costs.outlier_share] *= costs.outlier_factor
             self._noise = factors.tolist()
         return self._noise.pop()
+
+    def _next_stall(self) -> float:
+        """ns of work until the machine does something else."""
+        rate = self.costs.stalls_per_s
+        return float(self._random.exponential(1e9 / rate)) if rate else float("inf")
+
+    def _stalled(self, took: float) -> float:
+        """``took`` ns of work, and the stalls in it."""
+        self._until_stall -= took
+        while self._until_stall < 0:
+            took += float(self._random.exponential(self.costs.stall_ns))
+            self._until_stall += self._next_stall()
+        return took

@@ -28,7 +28,9 @@ _FEWEST = 50
 _STEADY = (Residency.RESIDENT, Residency.PARKED, Residency.OFFLOADED)
 #: How much neighbouring slopes of the target's table are held alike, where readings are few.
 _SMOOTH = 0.003
-_OUTLIER = 3.0
+#: An iteration that took longer than expected by so many deviations of the noise, and by these factors at least and at
+#: most, was stalled.
+_STALLED, _LEAST, _MOST = 5.0, 1.3, 3.0
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,9 @@ def fit(log: Path, name: str = "") -> Fit:
     weight = np.array([float(len(cells[key])) for key in keys])
     costs = _costs(np.array(keys, float), ns, context, weight)
     ratio = np.array([r.iteration_ns / costs.decode_ns(r.batch_size, r.gamma, r.context_tokens) for r in plain])
-    usual = ratio[ratio < _OUTLIER]
-    outliers = ratio[ratio >= _OUTLIER]
-    found = np.log(np.maximum(usual, 1e-3))
+    found = np.log(np.maximum(ratio, 1e-3))
     noise = float(1.4826 * np.median(np.abs(found - np.median(found))))
+    stalls_per_s, stall_ns = stalls(np.array([float(r.iteration_ns) for r in plain]), ratio, noise)
     cell_error = np.abs(
         ns / [costs.decode_ns(int(size), int(g), c) for (size, g), c in zip(keys, context, strict=True)] - 1
     )
@@ -76,8 +77,7 @@ def fit(log: Path, name: str = "") -> Fit:
     prefill = _prefill(records, costs)
     made = Costs(
         costs.target, costs.draft, prefill, costs.speculative_ns, costs.request_ns, costs.context_ns,
-        noise=round(min(2.0, noise), 4), outlier_share=round(min(0.5, len(outliers) / len(ratio)), 5),
-        outlier_factor=round(float(np.median(outliers)), 2) if len(outliers) else 10.0,
+        noise=round(min(2.0, noise), 4), stalls_per_s=stalls_per_s, stall_ns=stall_ns,
     )  # fmt: skip
     engine = EngineSettings(
         hello.candidates, hello.start_gamma, min(hello.max_batch_size, 4096), max(1, hello.kv_tokens),
@@ -89,6 +89,14 @@ def fit(log: Path, name: str = "") -> Fit:
         Path(hello.target).name, Path(hello.draft).name, hello.hardware,
     )  # fmt: skip
     return Fit(setup, len(plain), (error[0], error[1]))
+
+
+def stalls(took_ns: np.ndarray, ratio: np.ndarray, noise: float) -> tuple[float, float]:
+    """Stalls per second of work and their mean length in ns; ``ratio`` is of each iteration's time to the expected."""
+    stalled = ratio > min(_MOST, max(_LEAST, float(np.exp(_STALLED * noise))))
+    expected = took_ns / ratio
+    lost = (took_ns - expected)[stalled]
+    return round(1e9 * len(lost) / float(expected.sum()), 4), round(float(lost.mean())) if len(lost) else 0.0
 
 
 def steady(records: list[Telemetry]) -> list[Telemetry]:
