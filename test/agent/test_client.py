@@ -124,6 +124,21 @@ def test_after_a_reconnect_the_hello_comes_again_and_ids_may_start_anew(path: Pa
     assert client.link.connections == 2
 
 
+def test_silence_is_judged_by_what_the_plan_says_and_not_by_our_own_config(path: Path, client: PolicyClient) -> None:
+    """The fixture's own limit is 0.3 s; a policy process that allows more also repeats its plans less often."""
+    patient, hasty = make_plan(1, valid_for_ms=60_000), make_plan(1, valid_for_ms=50)
+    with Router(path) as router:
+        collect_until(client, lambda: router.of(Hello))
+        router.send(encode(patient))
+        collect_until(client, lambda: client._newest_plan == patient.plan_id)
+        time.sleep(0.5)
+        assert client.state is LinkState.UP
+        router.send(encode(hasty))
+        collect_until(client, lambda: client._newest_plan == hasty.plan_id)
+        time.sleep(0.15)
+        assert client.state is LinkState.STALE
+
+
 def test_hello_is_repeated_on_request(path: Path, client: PolicyClient) -> None:
     with Router(path) as router:
         collect_until(client, lambda: router.of(Hello))

@@ -75,6 +75,14 @@ class TestConfig:
         assert agent.plan(20, lambda plan: plan.policy == "static").gamma_for(1) == 5
         assert agent.plan().valid_for_ms == 2000
 
+    def test_a_longer_stale_after_is_told_before_the_shorter_one_is_over(self, process, agent):
+        """An idle agent has a plan for one second; the next repetition would be due after 15."""
+        self.save(process, CONFIG + "link: {stale_after: 40}\n")
+        last, gap = time.monotonic(), 0.0
+        while agent.plan(20).valid_for_ms != 40_000:
+            gap, last = max(gap, time.monotonic() - last), time.monotonic()
+        assert max(gap, time.monotonic() - last) < 1.0
+
     @pytest.mark.parametrize(
         "text, said",
         [

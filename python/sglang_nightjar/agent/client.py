@@ -40,13 +40,14 @@ class PolicyClient:
         stale_after_s: float,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ):
+        """``stale_after_s`` of silence make the link stale until a plan comes, which says for how long it is valid."""
         self.link = link
         self.sender = sender
         self.dropped = 0
         self.rejected = 0
         self.replayed = 0
         self._hello = hello
-        self._stale_after_ns = int(stale_after_s * 1e9)
+        self._first_stale_after_ns = self._stale_after_ns = int(stale_after_s * 1e9)
         self._clock_ns = clock_ns
         self._backlog: deque[Telemetry] = deque()
         self._acks: deque[tuple[int, int, str]] = deque()
@@ -116,6 +117,7 @@ class PolicyClient:
             self._not_before_ns = 0
             # Another process may be at the other end now, whose plans are numbered apart.
             self._newest_plan = 0
+            self._stale_after_ns = self._first_stale_after_ns
             self._life_ns = self._clock_ns()
             self.flush()
         newest: Plan | None = None
@@ -134,6 +136,8 @@ class PolicyClient:
                     )
                     continue
                 self._newest_plan = message.plan_id
+                # The policy process repeats plans by its own config, which need not be ours.
+                self._stale_after_ns = message.valid_for_ms * 1_000_000
                 newest = message
             elif isinstance(message, HelloWanted):
                 self._hello_due = True

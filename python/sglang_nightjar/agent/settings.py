@@ -25,7 +25,7 @@ class Settings:
         steered: whether γ is Nightjar's to choose; False is plain SGLang (policy "off").
         candidates: Γ, ascending and distinct.
         fallback_gamma: γ while no plan counts; None: the γ that the user gave to SGLang, or DEFAULT_GAMMA.
-        stale_after_s: seconds without a sign of life from the policy process after which its plan no longer counts.
+        stale_after_s: seconds without a sign of life after which a new connection is no good; plans say it themselves.
         journal_bytes: what the target's hidden states may take that are kept for the draft at γ=0.
         offload: the draft's memory may become KV cache while it is away.
         retract: requests may be retracted to make room for its return.

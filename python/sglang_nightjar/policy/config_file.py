@@ -86,7 +86,8 @@ class LinkSection:
     Attributes:
         endpoint: ``ipc:///path`` or ``tcp://host:port``; None lets the launcher choose.
         keys: directory of CURVE keys, for tcp.
-        stale_after: seconds without a sign of life after which agents fall back.
+        stale_after: seconds without a sign of life after which agents fall back. Plans carry that of the policy
+            process; a server's own counts until its first plan.
         fallback: γ to fall back to; None is the one that the server starts with.
     """
 

@@ -64,7 +64,8 @@ class LiveConfig:
                    if getattr(new, name) != getattr(old, name)}  # fmt: skip
         link = dataclasses.replace(server.config.link, stale_after=new.link.stale_after)
         server.config = dataclasses.replace(server.config, **changed, link=link)
-        server.outbox.stale_after = new.link.stale_after
+        if new.link.stale_after != old.link.stale_after:
+            server.outbox.change_stale_after(new.link.stale_after)
         if new.gamma != old.gamma:
             server.set_candidates()
         if new.shadow != old.shadow:

@@ -17,7 +17,7 @@ from sglang_nightjar.policy.roster import Roster, Sender
 
 class Outbox:
     """Attributes:
-    stale_after: seconds that a plan is valid for.
+    stale_after: seconds that a plan is valid for; see `change_stale_after`.
     decisions: the last plans, those of shadows included: (Unix s, policy, shadow, plan id, verdict).
     """
 
@@ -27,6 +27,13 @@ class Outbox:
         self.decisions: deque[tuple[float, str, bool, int, Verdict]] = deque(maxlen=1000)
         # Ids must grow over restarts: nobody makes a thousand plans in a millisecond.
         self._plan_id = (time.time_ns() // 1_000_000) << 10
+
+    def change_stale_after(self, seconds: float) -> None:
+        """Plans are valid for so long from now on."""
+        self.stale_after = seconds
+        for sender, _ in self._roster.agents():
+            # At once: what is valid for the old time runs out before a longer one's first repetition.
+            sender.plan_sent = 0.0
 
     @property
     def beat_every(self) -> float:
