@@ -65,7 +65,8 @@ class Server:
         self.started = time.monotonic()
         self.counters: Counter[str] = Counter()
         self.roster = Roster()
-        self._recent: deque[tuple[bytes, int]] = deque(maxlen=_RECENT)
+        #: Sender, frame, and the number of records in it.
+        self._recent: deque[tuple[str, bytes, int]] = deque(maxlen=_RECENT)
         #: As of the beginning of the round. One that is born within it gets its telemetry from ``_recent``.
         self._hosts: list[Host] = []
         self._said = OnceAMinute(logger)
@@ -195,7 +196,7 @@ class Server:
             self._introduce(sender, message)
         elif type(message) is Arrivals:
             self.log.frame(frame, at)
-            self._recent.append((frame, 0))
+            self._recent.append((sender.sender, frame, 0))
             for host in self.charge.hosts():
                 host.offer(frame, 0)
         elif type(message) is Ack:
@@ -216,7 +217,7 @@ class Server:
             return
         if self.log.telemetry:
             self.log.frame(frame, at)
-        self._recent.append((frame, len(message.records)))
+        self._recent.append((sender.sender, frame, len(message.records)))
         # The repeated plan goes out when the policy has seen this record: a sign of its life, not only of ours.
         due = now - sender.plan_sent > self.outbox.beat_every
         echo = (sender.sender, record.at_ns) if due else None
@@ -244,7 +245,7 @@ class Server:
         for _, hello in self.roster.agents():
             host.offer(wire.encode(hello))
         if with_telemetry:
-            for frame, records in self._recent:
+            for _, frame, records in self._recent:
                 host.offer(frame, records)
 
     def _tick(self, now: float) -> None:
@@ -279,7 +280,12 @@ class Server:
                 logger.warning("%s had been removed; bound again", self.endpoint)
         except ConfigError as error:
             self._said.warning("repair", "%s", error)
-        for gone in self.roster.forget(now - _FORGET_AFTER):
+        departed = self.roster.forget(now - _FORGET_AFTER)
+        if departed:
+            # A policy that is warmed up later was never told of them.
+            names = {gone.sender for gone in departed}
+            self._recent = deque((entry for entry in self._recent if entry[0] not in names), maxlen=_RECENT)
+        for gone in departed:
             if gone.hello is not None:
                 logger.info("%s is gone", gone.sender)
                 for host in self.charge.hosts():
