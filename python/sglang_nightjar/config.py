@@ -128,6 +128,10 @@ class _Parser(argparse.ArgumentParser):
 
 _ENV = {"config": CONFIG_ENV, "policy": POLICY_ENV, "policy_endpoint": POLICY_ENDPOINT_ENV}
 _FLAGS = {name: PREFIX + name.replace("_", "-") for name in _ENV}
+_OTHERS_POLICY = (
+    "the policy process at {} has a policy of its own, which other servers may share. Leave this out, and use "
+    "`nightjar policy set` to change it"
+)
 
 
 def _checked(options: Options, names: Mapping[str, str]) -> Options:
@@ -145,16 +149,29 @@ def _checked(options: Options, names: Mapping[str, str]) -> Options:
         if not endpoint.startswith(("ipc://", "tcp://")):
             raise ConfigError(f"{names['policy_endpoint']} {endpoint}: an endpoint starts with ipc:// or tcp://")
         if policy not in (None, OFF):
-            raise ConfigError(
-                f"{names['policy']} {policy}: the policy process at {endpoint} has a policy of its own, which other "
-                "servers may share. Leave this out, and use `nightjar policy set` to change it"
-            )
+            raise ConfigError(f"{names['policy']} {policy}: {_OTHERS_POLICY.format(endpoint)}")
     return Options(options.strict, config, policy, endpoint)
 
 
 def load_file(path: str | None) -> Config:
     """The YAML config at ``path``, or the defaults. Raises ConfigError."""
     return Config() if path is None else config_file.load(Path(path))
+
+
+def shared_endpoint(options: Options, settings: Config) -> str | None:
+    """Endpoint of the policy process that already runs; None: one of our own is wanted.
+
+    Raises ConfigError if a policy was named by flag or variable, too: `_checked` has not seen the file's endpoint.
+    """
+    if options.policy_endpoint is not None:
+        return options.policy_endpoint
+    endpoint = settings.link.endpoint
+    if endpoint is not None and options.policy not in (None, OFF):
+        raise ConfigError(
+            f"{_FLAGS['policy']} ({POLICY_ENV}) {options.policy}: {_OTHERS_POLICY.format(endpoint)}; or leave "
+            f"link.endpoint out of {options.config} to have a policy process of this server's own"
+        )
+    return endpoint
 
 
 def wanted_policy(options: Options, settings: Config) -> str:

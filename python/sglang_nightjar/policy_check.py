@@ -27,7 +27,7 @@ def check(options: config.Options) -> None:
     policy = config.wanted_policy(options, settings)
     if policy == config.OFF:
         return
-    if endpoint := options.policy_endpoint or settings.link.endpoint:
+    if endpoint := config.shared_endpoint(options, settings):
         _check_endpoint(endpoint, settings)
         return
     for section in (config.policy_section(options, settings), *settings.shadow):

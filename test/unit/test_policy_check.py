@@ -8,6 +8,7 @@ import pytest
 from sglang_nightjar.config import Options
 from sglang_nightjar.errors import ConfigError
 from sglang_nightjar.policy_check import check, check_steerable
+from sglang_nightjar.supervise import policy_process
 
 
 def refused(options: Options) -> str:
@@ -48,6 +49,22 @@ def test_a_config_that_can_not_work(tmp_path: Path, text: str, said: list[str]) 
     file.write_text(text)
     message = refused(Options(config=str(file)))
     assert [word for word in said if word not in message] == [], message
+
+
+def test_a_policy_is_refused_where_the_file_names_a_policy_process_that_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "nightjar.yaml"
+    file.write_text(f"link: {{endpoint: 'ipc://{tmp_path}/policy'}}\n")
+    for part in ("--nightjar-policy", "static", f"ipc://{tmp_path}/policy", "link.endpoint"):
+        assert part in refused(Options(config=str(file), policy="static"))
+    check(Options(config=str(file)))
+    check(Options(config=str(file), policy="off"))
+    # Engine and Runtime have no launcher that checks.
+    monkeypatch.setenv("NIGHTJAR_CONFIG", str(file))
+    monkeypatch.setenv("NIGHTJAR_POLICY", "static")
+    with pytest.raises(ConfigError, match="has a policy of its own"):
+        policy_process._start("")
 
 
 POLICY = """

@@ -93,7 +93,7 @@ def _start(obstacle: str) -> PolicySetup:
     if obstacle:
         logger.info("Nightjar: no policy process is started: %s.", obstacle)
         return PolicySetup(None, server, config.OFF, obstacle)
-    if endpoint := options.policy_endpoint or settings.link.endpoint:
+    if endpoint := config.shared_endpoint(options, settings):
         logger.info("Nightjar: the policy process at %s steers this server.", endpoint)
         return PolicySetup(endpoint, server, keys=Path(settings.link.keys) if settings.link.keys else None)
     _directory = PrivateDirectory()
