@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bench.serve import arms, measures, report, server_side
-from bench.serve.claim import best_static, claim, gain, subjects
+from bench.serve import arms, measures, paper, report, server_side, tables
+from bench.serve.claim import best_static, claim, gain, losses, subjects
 from bench.serve.job import Answer, Sample
 from bench.serve.measures import Objectives
 from bench.serve.results import Results, phase_speed, speed
@@ -34,6 +34,7 @@ def made_up(name: str, arm: str, repetition: int, factor: float, **more: Any) ->
         )
     steered = arms.make(arm).server == "steered"
     log = {"seconds": [], "seconds_by_gamma": {"0": 30.0, "3": 60.0}, "gamma_switches": 4, "retractions": 0}
+    log["seconds_by_residency"] = {"RESIDENT": 60.0, "OFFLOADED": 30.0}
     log["seconds"] = [
         {"at": float(s), "gamma": s % 4, "accepted_length": 1.9, "batch_size": 2.0}
         for s in range(int(scenario.seconds))
@@ -104,7 +105,30 @@ def test_gains_are_throughput_or_latency(runs: list[dict[str, Any]]) -> None:
     assert "sweep" not in lines[2]
     slower = [*runs, *(made_up("day", a, r, f) for a, f in (("none", 1.0), ("nightjar", 0.9)) for r in range(2))]
     worst = claim(Results.of(slower), "nightjar").splitlines()[-1]
-    assert "**missed**" in worst and "day" in worst
+    # 0.9 times the speed is 11% more latency.
+    assert "**missed**" in worst and "day" in worst and "-11.1%" in worst
+    lost = losses(Results.of(slower), "nightjar")
+    assert sorted(line.split(":")[0] for line in lost) == ["- day, night", "- day, noon"]
+    assert all("-11.1%" in line and "more than allowed" in line for line in lost)
+    assert losses(results, "nightjar") == []
+
+
+def test_what_a_user_feels_and_where_the_draft_was(runs: list[dict[str, Any]]) -> None:
+    results = Results.of(runs)
+    [row] = [line for line in tables.felt(results, "clients").splitlines() if line.startswith("| nightjar")]
+    # Ten tokens, a tenth of a second each at speed 1; at 1.5 and 1.515 0.0663 s between two pieces, 0.663 s in all.
+    assert row.count("0.0663 / 0.0663 / 0.0663") == 3 and "0.663 / 0.663 / 0.663 |" in row
+    server = tables.server_side(results, "clients").splitlines()
+    assert "resident: 67%, offloaded: 33%" in server[-1] or "offloaded: 33%, resident: 67%" in server[-1]
+    assert "requests/s" in tables.against_none(results, "clients")
+
+
+def test_the_papers_rows_stand_beside_ours(runs: list[dict[str, Any]]) -> None:
+    lines = paper.beside(Results.of(runs), ["nightjar"]).splitlines()
+    assert lines[2].startswith("| against no speculation | +27.29% throughput | +41.")
+    # Nobody here stands for TETRIS, and nobody ran a policy that stands for DSD.
+    assert lines[4].endswith("| – |") and lines[6].endswith("| – |")
+    assert "12.90%" in lines[-1] and "up to 20." in lines[-1]
 
 
 def test_the_report_is_whole(runs: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -117,6 +141,7 @@ def test_the_report_is_whole(runs: list[dict[str, Any]], tmp_path: Path) -> None
     store.save(broken["run"], broken)
     text = report.write(store).read_text()
     assert "surge, static γ=2, repetition 1: 3 of 90 requests failed; the arm does not count" in text
+    assert "## Beside the paper" in text and "arXiv 2512.22420" in text and "## Where it loses" in text
     assert "nan" not in text.lower().replace("nanog", "")
     for name in ("surge", "clients", "sweep"):
         assert f"## {name}" in text

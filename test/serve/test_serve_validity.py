@@ -1,8 +1,11 @@
 """Each fault is planted, and found; and what is fine is left alone."""
 
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +14,8 @@ from bench.serve import reference, validity
 from bench.serve.claim import claim
 from bench.serve.job import Answer, Job, Outcome, Request
 from bench.serve.results import Results, speed
-from bench.serve.servers import Usage
+from bench.serve.servers import Fleet, Models, Usage
+from bench.serve.settings import Settings
 
 JOB = Job("http://nowhere", [Request(0.0, [1, 2, 3], 4), Request(1.0, [4, 5], 4)], seconds=2.0)
 
@@ -98,6 +102,26 @@ def test_other_work_is_seen() -> None:
     while time.process_time() < until:
         pass
     assert Usage({}, {}, Usage.machine_busy_s()).others_since(before) > 0.3
+
+
+def test_servers_beside_are_counted_apart(tmp_path: Path) -> None:
+    """By the real counters: the measured server sleeps, the one beside it works."""
+    codes = {"plain": "import time; time.sleep(60)", "steered": "while True: pass"}
+    started = {kind: subprocess.Popen([sys.executable, "-c", code]) for kind, code in codes.items()}
+    try:
+        fleet = Fleet(Models("target", "draft"), Settings(), tmp_path, side_by_side=True)
+        fleet._running.update({k: SimpleNamespace(process=p, children=list) for k, p in started.items()})  # type: ignore[misc]
+        before = fleet.usage(fleet._running["plain"])
+        deadline = time.monotonic() + 20
+        while (used := fleet.usage(fleet._running["plain"])).idle_since(before) < 0.5:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert used.others_since(before) <= used.busy_s - before.busy_s - 0.5
+        assert used.since(before)["http"]["cpu_s"] < 0.3
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
 
 
 def test_a_cap_that_differed() -> None:
