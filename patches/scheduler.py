@@ -27,6 +27,8 @@ _RETRACT = "sglang.srt.managers.schedule_batch:ScheduleBatch.retract_decode"
 SEAMS = (
     Seam(f"{_CLASS}.init_request_dispatcher", (), "hook", "to start the agent, and to let plans reach every rank"),
     Seam(f"{_CLASS}.process_batch_result", ("batch", "result"), "hook", "telemetry after every decode iteration"),
+    Seam(f"{_CLASS}.on_idle", (), "hook", "telemetry: time without a batch belongs to no iteration"),
+    Seam(f"{_CLASS}.continue_generation", ("recv_req",), "hook", "telemetry: nor does the time of a pause"),
     Seam(f"{_CLASS}.get_internal_state", ("recv_req",), "hook", "GET /nightjar/status"),
     Seam(
         "sglang.srt.managers.schedule_batch:Req.__init__",
@@ -76,6 +78,11 @@ def around_result(original: Callable[..., None], scheduler: Any, batch: Any, res
     agent.guarded(agent.after_result, batch, result)
 
 
+def note_idle(_result: None, _scheduler: Any, *_rest: Any, **_named: Any) -> None:
+    if (agent := scheduler_agent.current) is not None:
+        agent.note_idle()
+
+
 def add_status(answer: Any, _scheduler: Any, recv_req: Any) -> None:
     if (agent := scheduler_agent.current) is not None:
         answer.internal_state[status.KEY] = status.rank_status(agent)
@@ -89,6 +96,9 @@ def count_retractions(answer: tuple[list[Any], float, list[Any]], _batch: Any, s
 def apply() -> None:
     for name, hook in (
         ("init_request_dispatcher", start_agent),
+        ("on_idle", note_idle),
+        # Paused, the loop does not come to on_idle.
+        ("continue_generation", note_idle),
         ("get_internal_state", add_status),
     ):
         HookRegistry.register(f"{_CLASS.replace(':', '.')}.{name}", hook, HookType.AFTER)

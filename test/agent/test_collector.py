@@ -96,9 +96,31 @@ def test_prefill_between_two_decode_iterations_is_said_once_and_its_time_is_thei
 def test_idle_time_is_nobodys() -> None:
     bench = Bench()
     bench.decode(make_result(1, [0, 1]))
+    bench.sampler.was_idle = True
     time.sleep(0.2)
     bench.prefill(make_batch(extend=5))
     assert bench.decode(make_result(1, [0, 1])).iteration_ns < 100_000_000
+
+
+def test_work_between_two_batches_is_the_iterations_however_long_it_takes() -> None:
+    """A piece of the draft's return runs in front of the batch; the scheduler is not idle then."""
+    bench = Bench()
+    assert bench.decode(make_result(1, [0, 1])).iteration_ns < 100_000_000
+    time.sleep(0.05)
+    assert bench.decode(make_result(1, [0, 1])).iteration_ns >= 50_000_000
+
+
+def test_the_scheduler_says_itself_that_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang_nightjar.agent import scheduler_agent
+    from sglang_nightjar.patches import scheduler
+
+    agent = scheduler_agent.SchedulerAgent.__new__(scheduler_agent.SchedulerAgent)
+    agent._sampler = Bench().sampler
+    monkeypatch.setattr(scheduler_agent, "current", agent)
+    scheduler.note_idle(None, Fake())
+    agent._sampler.prefill(make_batch(extend=5))
+    agent._sampler.prefill(make_batch(extend=5))
+    assert [sample.after_idle for sample in agent._sampler.samples] == [True, False]
 
 
 def test_a_server_without_speculation_has_records_too() -> None:

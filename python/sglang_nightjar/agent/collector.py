@@ -6,9 +6,6 @@ from sglang_nightjar.agent.overhead import Overhead
 from sglang_nightjar.agent.sampler import DecodeSample, PrefillSample, Pressure
 from sglang_nightjar.core.messages import Telemetry
 
-#: A batch launched so long after the last result found an idle scheduler: its iteration starts with its launch.
-_IDLE_NS = 20_000_000
-
 
 @dataclass
 class Totals:
@@ -43,19 +40,17 @@ class Collector:
         self.totals = Totals()
         self.last: Telemetry | None = None
         self.overhead = Overhead()
-        self._result_ns = 0
         self._since_ns = 0
         self._prefill_tokens = 0
 
     def note_prefill(self, sample: PrefillSample) -> None:
         """A prefill came between decode iterations."""
-        self._note_start(sample.launched_s)
+        self._note_start(sample)
         self._prefill_tokens += sample.tokens
-        self._result_ns = sample.at_ns
 
     def record(self, sample: DecodeSample, pressure: Pressure) -> Telemetry:
         """The record of a decode iteration; ``pressure`` is that of now."""
-        self._note_start(sample.launched_s)
+        self._note_start(sample)
         self.overhead.note(sample.overhead_ns)
         gamma = (sample.width or 1) - 1
         accepted = accepted_by_position(sample.correct or (), gamma)
@@ -91,13 +86,13 @@ class Collector:
             accepted=accepted,
         )
         self._prefill_tokens = 0
-        self._result_ns = self._since_ns = sample.at_ns
+        self._since_ns = sample.at_ns
         return made
 
-    def _note_start(self, launched_s: float) -> None:
-        launched_ns = int(launched_s * 1e9)
-        if launched_ns - self._result_ns > _IDLE_NS:
-            self._since_ns = launched_ns
+    def _note_start(self, sample: PrefillSample | DecodeSample) -> None:
+        # What else the scheduler does between two batches, a piece of a transition for example, is the iteration's.
+        if sample.after_idle or not self._since_ns:
+            self._since_ns = int(sample.launched_s * 1e9)
 
 
 def accepted_by_position(correct: list[int] | tuple[int, ...], gamma: int) -> tuple[int, ...]:

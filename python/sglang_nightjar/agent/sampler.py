@@ -33,11 +33,16 @@ _QUEUE_COUNTED = 256
 
 
 class PrefillSample(NamedTuple):
-    """A prefill whose result was processed at ``at_ns``; launched at ``launched_s`` of the same clock."""
+    """A prefill whose result was processed at ``at_ns``; launched at ``launched_s`` of the same clock.
+
+    Attributes:
+        after_idle: the scheduler had nothing to run before it.
+    """
 
     at_ns: int
     launched_s: float
     tokens: int
+    after_idle: bool = False
 
 
 class DecodeSample(NamedTuple):
@@ -47,6 +52,7 @@ class DecodeSample(NamedTuple):
         width: tokens verified per request, γ + 1; None without speculation.
         correct: accepted draft tokens of each request.
         overhead_ns: what the agent cost the scheduler's thread in the iteration before.
+        after_idle: the scheduler had nothing to run before it.
         residency, lag_max, lag_total: as in `Telemetry`.
     """
 
@@ -58,6 +64,7 @@ class DecodeSample(NamedTuple):
     launch: Launch | None
     cuda_graph: bool
     overhead_ns: int
+    after_idle: bool = False
     residency: int = 0
     lag_max: int = 0
     lag_total: int = 0
@@ -79,11 +86,16 @@ class Sampler:
 
     With the caches emptied by the model every attribute read costs the scheduler about a microsecond, so what can be
     read a little later is: `pressure` belongs to the reading thread.
+
+    Attributes:
+        samples: for the reading thread.
+        was_idle: the scheduler has had nothing to run since the last sample; it says so itself.
     """
 
     def __init__(self, scheduler: Any, launches: deque[Launch], bound: int):
         """At most ``bound`` samples wait to be read; then the oldest are dropped."""
         self.samples: deque[PrefillSample | DecodeSample] = deque(maxlen=bound)
+        self.was_idle = False
         self._scheduler = scheduler
         self._launches = launches
         self._is_hybrid = bool(scheduler.is_hybrid_swa or scheduler.is_hybrid_ssm)
@@ -92,10 +104,13 @@ class Sampler:
 
     def prefill(self, batch: Any) -> None:
         """A prefill's result was processed."""
-        self.samples.append(PrefillSample(time.monotonic_ns(), batch.launch_ts, batch.extend_num_tokens or 0))
+        after_idle, self.was_idle = self.was_idle, False
+        tokens = batch.extend_num_tokens or 0
+        self.samples.append(PrefillSample(time.monotonic_ns(), batch.launch_ts, tokens, after_idle))
 
     def decode(self, batch: Any, result: Any, overhead_ns: int) -> None:
         """A decode iteration's result was processed."""
+        after_idle, self.was_idle = self.was_idle, False
         self.samples.append(
             DecodeSample(
                 time.monotonic_ns(),
@@ -106,6 +121,7 @@ class Sampler:
                 self._launches.popleft() if self._launches else None,
                 result.can_run_cuda_graph,
                 overhead_ns,
+                after_idle,
                 *residency.report(),
             )
         )

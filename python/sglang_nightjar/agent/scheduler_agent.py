@@ -127,6 +127,10 @@ class SchedulerAgent:
             self._sampler.prefill(batch)
         self._spent_ns += time.perf_counter_ns() - started
 
+    def note_idle(self) -> None:
+        """The scheduler looked for a batch and found none; no result is still to come."""
+        self._sampler.was_idle = True
+
     def guarded(self, part: Callable[..., None], *args: Any) -> None:
         """Call ``part``; an exception is counted and logged, and goes no further."""
         try:
