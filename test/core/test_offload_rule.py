@@ -44,8 +44,13 @@ def test_a_full_cache_must_last(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "pressure",
-    [{"kv_used": 901}, {"kv_used": 800, "queue_length": 3, "queued_tokens": 300}],
-    ids=["free KV under the watermark", "a queue that does not fit"],
+    [
+        {"kv_used": 901},
+        {"kv_used": 800, "queue_length": 3, "queued_tokens": 300},
+        {"kv_used": 950, "residency": Residency.SHRINKING},
+        {"kv_used": 950, "residency": Residency.LOADING},
+    ],
+    ids=["free KV under the watermark", "a queue that does not fit", "the cache shrinks", "the draft loads"],
 )
 def test_what_counts_as_pressure(run: Run, pressure: dict) -> None:
     assert run.go(3, **pressure) == "host"
@@ -58,9 +63,9 @@ def test_what_counts_as_pressure(run: Run, pressure: dict) -> None:
         {"kv_used": 950, "gamma": 3, "committed": 8},
         {"kv_used": 800, "queue_length": 3, "queued_tokens": 100},
         {"kv_used": 800, "queue_length": 3, "queued_tokens": 300, "running": 16},
-        {"kv_used": 950, "residency": Residency.LOADING},
+        {"kv_used": 950, "residency": Residency.CATCHING_UP},
     ],
-    ids=["enough is free", "it drafts", "the queue fits", "the batch is full", "it is on its way back"],
+    ids=["enough is free", "it drafts", "the queue fits", "the batch is full", "it catches up"],
 )
 def test_what_does_not(run: Run, calm: dict) -> None:
     assert run.go(10, **calm) == "device"

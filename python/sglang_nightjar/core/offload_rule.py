@@ -37,12 +37,12 @@ class OffloadRule:
         if not self._gains:
             return False
         if self.residency == DEVICE:
-            # A draft that is still on its way back is no reason to send it away again at once.
-            settled = record.residency in (Residency.RESIDENT, Residency.PARKED)
             if record.gamma > 0 and not drafting:
                 # An iteration of exploration says nothing about either.
                 return False
-            due = settled and not drafting and self._pressure(record, retracted)
+            # On its way back it turns round, but for what it misses: that is made good while drafts are wanted.
+            is_needed = drafting or record.residency == Residency.CATCHING_UP
+            due = not is_needed and self._pressure(record, retracted)
         else:
             due = record.residency == Residency.OFFLOADED and self._relief(record)
         if not due:
