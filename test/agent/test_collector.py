@@ -5,8 +5,10 @@ from collections import deque
 from types import SimpleNamespace as Fake
 
 import pytest
+from helpers.router import make_plan
 
 from sglang_nightjar.agent.collector import Collector, accepted_by_position
+from sglang_nightjar.agent.decision import from_plan
 from sglang_nightjar.agent.interval import ProposedInLogInterval
 from sglang_nightjar.agent.sampler import Sampler
 from sglang_nightjar.agent.selector import Launch
@@ -69,7 +71,7 @@ class Bench:
 
 
 def test_the_record_is_credited_to_the_gamma_and_plan_of_its_launch_and_survives_the_wire() -> None:
-    launches = deque([Launch(3, 7), Launch(0, 8)])
+    launches = deque(Launch(gamma, from_plan(make_plan(gamma, plan_id=plan), 0)) for gamma, plan in ((3, 7), (0, 8)))
     bench = Bench(launches, queue=3)
     first = bench.decode(make_result(3, [3, 1]))
     second = bench.decode(make_result(0, [0, 0]))

@@ -35,7 +35,7 @@ def test_launches_remember_the_plan_under_which_they_were_launched(selector: Gam
     selector.get_steps_for_batch(8)
     selector.decide(from_plan(PLAN, 1))
     selector.get_steps_for_batch(8)
-    assert [tuple(launch) for launch in selector.launches] == [(3, 0), (2, 7)]
+    assert [(launch.gamma, launch.decision.plan_id) for launch in selector.launches] == [(3, 0), (2, 7)]
     assert selector.launched == 2
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from sglang_nightjar.agent.decision import NO_PLAN
 from sglang_nightjar.agent.overhead import Overhead
 from sglang_nightjar.agent.sampler import DecodeSample, PrefillSample, Pressure
 from sglang_nightjar.core.messages import Telemetry
@@ -82,7 +83,7 @@ class Collector:
             lag_total=sample.lag_total,
             residency=sample.residency,
             cuda_graph=1 if sample.cuda_graph else 0,
-            plan_id=sample.launch.plan_id if sample.launch else 0,
+            plan_id=sample.launch.decision.plan_id if sample.launch else NO_PLAN,
             accepted=accepted,
         )
         self._prefill_tokens = 0

@@ -4,6 +4,8 @@ import logging
 import time
 from collections.abc import Callable
 
+from sglang_nightjar.agent.selector import Launch
+
 logger = logging.getLogger(__name__)
 
 #: At most one line per so many seconds: a plan whose γ depends on the batch size can switch with every request.
@@ -30,8 +32,10 @@ class RegimeLog:
     def total(self) -> int:
         return sum(self.switches.values())
 
-    def note(self, gamma: int, batch_size: int, iteration: int, source: str, why: str) -> None:
-        """An iteration used ``gamma``; ``why`` says what made it so."""
+    def note(self, launch: Launch, batch_size: int, iteration: int) -> None:
+        """The result of ``launch`` has come. What is in force by now may be another decision than its."""
+        gamma, decision, held = launch
+        source = decision.source
         if gamma != self._gamma:
             if self._gamma is not None:
                 key = (self._gamma, gamma, source)
@@ -46,6 +50,7 @@ class RegimeLog:
         if now < self._quiet_until:
             return
         self._quiet_until = now + QUIET_S
+        why = "the draft is not ready" if held else decision.reason
         others = f"; {self._unlogged - 1} switches before it were not logged" if self._unlogged > 1 else ""
         logger.log(
             self._level,

@@ -165,8 +165,8 @@ class SchedulerAgent:
                 self.collector.note_prefill(sample)
                 continue
             record = self.collector.record(sample, self._pressure)
-            decision = self.selector.decision
-            self.regimes.note(record.gamma, record.batch_size, record.iteration, decision.source, decision.reason)
+            if sample.launch is not None:
+                self.regimes.note(sample.launch, record.batch_size, record.iteration)
             if self.client is not None:
                 self.client.post(record)
 

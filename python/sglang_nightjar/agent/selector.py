@@ -18,10 +18,15 @@ _UNTAKEN = 8
 
 
 class Launch(NamedTuple):
-    """A decode batch that was launched with ``gamma``, under ``plan_id``; its result comes later."""
+    """A decode batch that was launched with ``gamma``, under ``decision``; its result comes later.
+
+    Attributes:
+        held: γ is 0 because the draft was not ready, whatever ``decision`` says.
+    """
 
     gamma: int
-    plan_id: int
+    decision: Decision
+    held: bool = False
 
 
 class GammaSelector:
@@ -81,7 +86,7 @@ class GammaSelector:
             gamma = 0
         self.launched += 1
         self.last_gamma = gamma
-        self.launches.append(Launch(gamma, self.decision.plan_id))
+        self.launches.append(Launch(gamma, self.decision, self.held))
         return gamma
 
     def on_verify_complete(self, num_correct_drafts_per_req: list[int], batch_size: int) -> None:
