@@ -12,7 +12,7 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_nightjar.agent import arrivals, candidates, settings
-from sglang_nightjar.agent.link import rate_limited
+from sglang_nightjar.once_a_minute import rate_limited
 from sglang_nightjar.patches.seams import Seam
 
 ROLES = ("main",)
@@ -63,7 +63,7 @@ def _note(manager: Any, requests: Sequence[Any]) -> None:
         if reporter is not None and not is_health_check_generate_req(requests[0]):
             reporter.note(len(requests), sum(len(request.input_ids or ()) for request in requests))
     except Exception as error:
-        rate_limited.warning("arrivals can't be reported: %r", error)
+        rate_limited.warning("Nightjar: arrivals can't be reported: %r", error)
 
 
 def true_acceptance(

@@ -4,9 +4,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from sglang_nightjar.agent.link import Link, LinkState, rate_limited
+from sglang_nightjar.agent.link import Link, LinkState
 from sglang_nightjar.core.messages import Ack, Hello, HelloWanted, Plan, Telemetry, TelemetryBatch
 from sglang_nightjar.core.wire import WireError, decode, encode
+from sglang_nightjar.once_a_minute import rate_limited
 
 #: Records kept while they can't be sent: the recent past, with which a policy process that comes back can warm up.
 BACKLOG = 512
@@ -126,13 +127,13 @@ class PolicyClient:
                 message = decode(frame)
             except WireError as error:
                 self.rejected += 1
-                rate_limited.warning("dropped a frame from the policy process: %s", error)
+                rate_limited.warning("Nightjar: dropped a frame from the policy process: %s", error)
                 continue
             if isinstance(message, Plan):
                 if message.plan_id < self._newest_plan:
                     self.replayed += 1
                     rate_limited.warning(
-                        "dropped plan %d, which is older than plan %d", message.plan_id, self._newest_plan
+                        "Nightjar: dropped plan %d, which is older than plan %d", message.plan_id, self._newest_plan
                     )
                     continue
                 self._newest_plan = message.plan_id
@@ -144,7 +145,7 @@ class PolicyClient:
             else:
                 self.rejected += 1
                 rate_limited.warning(
-                    "dropped a %s from the policy process, which is none for us", type(message).__name__
+                    "Nightjar: dropped a %s from the policy process, which is none for us", type(message).__name__
                 )
                 continue
             self._life_ns = self._clock_ns()

@@ -2,7 +2,6 @@
 
 import enum
 import functools
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +11,8 @@ from typing import Any
 import zmq
 import zmq.backend
 
+from sglang_nightjar.once_a_minute import rate_limited
 from sglang_nightjar.policy import endpoint as endpoints
-
-logger = logging.getLogger(__name__)
 
 #: Most frames read at once: a flood of rubbish must not hold up an iteration.
 RECEIVE_AT_ONCE = 16
@@ -69,7 +67,7 @@ class Link:
             event, _address = self._monitor.recv_multipart(zmq.NOBLOCK)
             self.connected = False
             if int.from_bytes(event[:2], "little") == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                rate_limited.warning("the policy process at %s does not accept our key", self.endpoint)
+                rate_limited.warning("Nightjar: the policy process at %s does not accept our key", self.endpoint)
         # Without a connection nothing can be sent (the socket is "immediate"), so being able to means there is one.
         if self.connected or not self._socket_events() & _POLLOUT:
             return False
@@ -106,25 +104,3 @@ class Link:
 def _events_of(socket: zmq.Socket) -> Callable[[], Any]:
     """What is possible on ``socket`` now. pyzmq's own attribute makes an enum of it, at three times the cost."""
     return functools.partial(zmq.backend.Socket.get, socket, int(zmq.EVENTS))
-
-
-class OncePerMinute:
-    """Warnings of one kind at most once a minute; the next one says how many were left out."""
-
-    def __init__(self, period_s: float = 60.0):
-        self._period_s = period_s
-        self._next: dict[str, float] = {}
-        self._left_out: dict[str, int] = {}
-
-    def warning(self, template: str, *args: object) -> None:
-        """Log ``template % args`` unless a warning with this template was logged less than a minute ago."""
-        now = time.monotonic()
-        if now < self._next.get(template, 0.0):
-            self._left_out[template] = self._left_out.get(template, 0) + 1
-            return
-        self._next[template] = now + self._period_s
-        left_out = self._left_out.pop(template, 0)
-        logger.warning("Nightjar: " + template + (f" ({left_out} more like this)" if left_out else ""), *args)
-
-
-rate_limited = OncePerMinute()

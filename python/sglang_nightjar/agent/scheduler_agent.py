@@ -19,13 +19,14 @@ from sglang_nightjar.agent.client import PolicyClient
 from sglang_nightjar.agent.collector import Collector
 from sglang_nightjar.agent.decision import Decision
 from sglang_nightjar.agent.interval import ProposedInLogInterval
-from sglang_nightjar.agent.link import Link, rate_limited
+from sglang_nightjar.agent.link import Link
 from sglang_nightjar.agent.regimes import RegimeLog
 from sglang_nightjar.agent.sampler import PrefillSample, Pressure, Sampler
 from sglang_nightjar.agent.selector import GammaSelector
 from sglang_nightjar.agent.settings import Settings
 from sglang_nightjar.agent.steering import Steering
 from sglang_nightjar.draft import upkeep
+from sglang_nightjar.once_a_minute import rate_limited
 from sglang_nightjar.profile import store
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class SchedulerAgent:
             part(*args)
         except Exception as error:
             self.errors += 1
-            rate_limited.warning("%s failed: %r", part.__name__, error)
+            rate_limited.warning("Nightjar: %s failed: %r", part.__name__, error)
             logger.debug("Nightjar: %s failed", part.__name__, exc_info=True)
 
     # The thread beside it.

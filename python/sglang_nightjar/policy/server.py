@@ -25,6 +25,7 @@ from sglang_nightjar.core.messages import (
 )
 from sglang_nightjar.core.policy import nearest_candidate
 from sglang_nightjar.errors import ConfigError
+from sglang_nightjar.once_a_minute import OnceAMinute
 from sglang_nightjar.policy.charge import Charge, Slot
 from sglang_nightjar.policy.config_file import Config
 from sglang_nightjar.policy.control import Control
@@ -32,7 +33,6 @@ from sglang_nightjar.policy.decision_log import LogSwitch
 from sglang_nightjar.policy.endpoint import Router
 from sglang_nightjar.policy.host import Host
 from sglang_nightjar.policy.live_config import LiveConfig
-from sglang_nightjar.policy.once_a_minute import OnceAMinute
 from sglang_nightjar.policy.outbox import Outbox
 from sglang_nightjar.policy.roster import Roster, Sender
 
@@ -229,9 +229,8 @@ class Server:
         able = tuple(gamma for gamma in hello.candidates if allowed is None or gamma in allowed)
         if not able:
             self._said.warning(
-                "candidates", "gamma.candidates %s: %s can run none of them, only %s", allowed, sender.sender,
-                list(hello.candidates),
-            )  # fmt: skip
+                "gamma.candidates %s: %s can run none of them, only %s", allowed, sender.sender, list(hello.candidates)
+            )
             able = hello.candidates
         sender.offered = hello
         sender.hello = dataclasses.replace(
@@ -253,7 +252,7 @@ class Server:
         for slot, why in failed:
             role = "in charge" if slot is self.charge.current else "in shadow"
             name = slot.as_json()["name"]
-            self._said.warning(f"policy {role}", "Policy %s (%s) failed: %s; it is restarted", name, role, why)
+            self._said.warning("Policy %s (%s) failed: %s; it is restarted", name, role, why, kind=f"policy {role}")
             self.log.event("failed", policy=name, role=role, error=why)
         if swapped:
             self._take_charge(self.charge.current, now)
@@ -279,7 +278,7 @@ class Server:
             if self.router.repair():
                 logger.warning("%s had been removed; bound again", self.endpoint)
         except ConfigError as error:
-            self._said.warning("repair", "%s", error)
+            self._said.warning("%s", error)
         departed = self.roster.forget(now - _FORGET_AFTER)
         if departed:
             # A policy that is warmed up later was never told of them.
@@ -294,4 +293,4 @@ class Server:
 
     def _refuse(self, kind: str, why: str) -> None:
         self.counters[kind] += 1
-        self._said.warning(kind, "A frame was dropped (%s): %s", kind, why)
+        self._said.warning("A frame was dropped (%s): %s", kind, why, kind=kind)
