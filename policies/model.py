@@ -35,6 +35,8 @@ from sglang_nightjar.core.speculation import Speculation, at
 _Key = tuple[str, ...]
 _MAX_POOLS = 16
 _STATE_VERSION = 1
+#: Own iterations between two plans of a scheduler that learns with others, at least.
+_LOOK_EVERY = 8
 #: A γ that is better by less is no reason to change, and one that may be better by less none to try.
 _MARGIN, _WORTH_A_TRY = 0.002, 0.01
 #: Iterations' worth of exploration that may be saved up, which is also what a new scheduler starts with.
@@ -88,6 +90,7 @@ class _Scheduler:
         self.plan = [hello.candidates.index(hello.start_gamma)] * len(SIZES)
         self.sent: gammas.Ranges = gammas.constant(hello.start_gamma)
         self.version = -1
+        self.since_plan = 0
         self.bucket = 0
         self.credit = _MOST_CREDIT
         self.trial: _Trial | None = None
@@ -153,16 +156,19 @@ class Model(Policy):
         if scheduler.rule.note(record, self._wants_drafts(scheduler, index)):
             scheduler.sent = self._ranges(scheduler)
             return Decision(scheduler.sent, scheduler.rule.reason, scheduler.rule.residency)
-        if not changed and scheduler.version == pool.version and not moved:
+        scheduler.since_plan += 1
+        # Of many that learn together, each looks as often as one alone would, whatever the others find.
+        stale = scheduler.version != pool.version and scheduler.since_plan >= min(_LOOK_EVERY, pool.sharers)
+        if not (changed or moved or stale):
             return None
-        if changed or scheduler.version != pool.version:
+        if changed or stale:
             self._replan(scheduler)
         if scheduler.trial is None:
             self._consider_trial(scheduler, record, index)
         return self._tell(scheduler, record.gamma, index)
 
     def arrivals(self, arrivals: Arrivals) -> None:
-        if not (0 < arrivals.interval_ns <= 10**12 and 0 < arrivals.requests < 1 << 32):
+        if self.objective.kind != "latency" or not 0 < arrivals.requests < 1 << 32:
             return
         for scheduler in self.schedulers.values():
             if scheduler.hello.server == arrivals.server:
@@ -328,11 +334,10 @@ class Model(Policy):
     def _replan(self, scheduler: _Scheduler) -> None:
         """The best γ of every bucket."""
         pool, plan = scheduler.pool, scheduler.plan
-        scheduler.version = pool.version
-        for index, scores in enumerate(pool.mean):
-            best = max(scores)
-            if scores[plan[index]] < best * (1.0 - _MARGIN):
-                plan[index] = scores.index(best)
+        scheduler.version, scheduler.since_plan = pool.version, 0
+        for index, (scores, best) in enumerate(zip(pool.mean, pool.best, strict=True)):
+            if scores[plan[index]] < scores[best] * (1.0 - _MARGIN):
+                plan[index] = best
 
     def _ranges(self, scheduler: _Scheduler) -> gammas.Ranges:
         candidates, columns = scheduler.hello.candidates, scheduler.plan

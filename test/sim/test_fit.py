@@ -66,7 +66,7 @@ def test_costs_and_acceptance_are_found_again(log):
     assert found.costs.noise == pytest.approx(truth.costs.noise, rel=0.3)
     assert found.costs.prefill_ns(100) == pytest.approx(truth.costs.prefill_ns(100), rel=0.25)
     wanted = truth.acceptance.classes[0].rates
-    assert found.acceptance.classes[0].rates == pytest.approx(wanted, abs=0.03)
+    assert found.acceptance.classes[0].rates == pytest.approx(wanted, abs=0.05)
 
 
 def test_the_fitted_server_behaves_like_the_first_on_another_load(log):

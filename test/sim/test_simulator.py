@@ -1,6 +1,9 @@
 """The simulator: what must hold of any engine, and what can be worked out by hand."""
 
+import sys
 from dataclasses import replace
+from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from sglang_nightjar.sim.acceptance import Acceptance, RequestClass
 from sglang_nightjar.sim.costs import Costs, interpolate
 from sglang_nightjar.sim.loads import Lengths, LoadSettings, make, read_trace
 from sglang_nightjar.sim.setup import DraftMoves, EngineSettings, Setup
-from sglang_nightjar.sim.world import simulate
+from sglang_nightjar.sim.world import _Router, simulate
 
 COSTS = Costs(target=((1, 10e6), (32, 10e6), (64, 20e6)), draft=((1, 1e6),), prefill=((1, 1e6), (100, 5e6)), noise=0.0)
 SETUP = Setup(COSTS, Acceptance((RequestClass((0.8, 0.5)),)), EngineSettings(candidates=(0, 1, 2), start_gamma=2))
@@ -232,3 +235,39 @@ def test_the_servers_that_come_along(name, tmp_path):
 def test_an_unknown_server_is_refused():
     with pytest.raises(ConfigError, match="must be a YAML file or one of"):
         builtin.builtin("abacus")
+
+
+def test_the_router_finds_the_replica_with_the_fewest_requests():
+    engines = [SimpleNamespace(load=0) for _ in range(7)]
+    router, random = _Router(engines), Random(1)
+    for _ in range(5000):
+        index = router.least()
+        assert index == min(range(7), key=lambda i: engines[i].load)
+        engines[index].load += 1
+        router.changed(index)
+        for other in random.sample(range(7), 2):
+            if engines[other].load and random.random() < 0.6:
+                engines[other].load -= 1
+                router.changed(other)
+    assert len(router._heap) < 200
+
+
+def test_an_arrival_costs_no_more_with_many_replicas():
+    """Calls, not seconds: none of them is made once for each replica."""
+    load = LoadSettings(rates=((10.0, 100.0),), prompt=Lengths(10), output=Lengths(2))
+
+    def calls(replicas):
+        counted = 0
+
+        def count(frame, event, argument):
+            nonlocal counted
+            counted += event == "call"
+
+        sys.setprofile(count)
+        try:
+            simulate(SETUP, load, Off(), replicas=replicas)
+        finally:
+            sys.setprofile(None)
+        return counted
+
+    assert calls(800) - calls(400) < 400 * 150

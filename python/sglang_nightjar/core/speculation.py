@@ -30,6 +30,7 @@ class Speculation:
     Attributes:
         gammas: candidates.
         mean, optimistic: by bucket and index of γ, what it is worth, and what it may be worth.
+        best: by bucket, the index of the γ of the largest mean.
         version: changes with them.
         iterations: told so far.
         sharers: schedulers that learn together; each looks anew as often as one alone would.
@@ -42,6 +43,7 @@ class Speculation:
         self.catch_up, self.prefill = Line(), Line()
         self.mean: list[list[float]] = [[0.0] * len(gammas) for _ in SIZES]
         self.optimistic = self.mean
+        self.best: list[int] = [0] * len(SIZES)
         self.version = self.iterations = 0
         self.sharers = 1
         self.arrivals_per_ns = self.prefill_share = 0.0
@@ -107,7 +109,7 @@ class Speculation:
         )
         unsure = np.sqrt(deviation[None, :] ** 2 + self.latency.deviation**2)
         most = np.array(self.gammas, float) + 1.0
-        self.mean = mean.tolist()
+        self.mean, self.best = mean.tolist(), mean.argmax(1).tolist()
         self.optimistic = (mean * np.minimum(1.0 + _OPTIMISM * unsure, 1.2 * (most / tokens)[None, :])).tolist()
         self.version += 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import accumulate
 
 import numpy as np
 
@@ -19,7 +20,8 @@ from sglang_nightjar.sim.loads import Request
 from sglang_nightjar.sim.meter import Meter
 from sglang_nightjar.sim.setup import Setup
 
-_BLOCK = 1 << 14
+#: Random numbers drawn at a time.
+_BLOCK = 1 << 13
 _RESIDENT = Residency.RESIDENT
 
 
@@ -63,13 +65,14 @@ class Engine:
         self._queued_tokens = 0
         self._capacity = self.settings.kv_tokens
         self._random = np.random.default_rng((seed, 2, replica))
-        self._uniform, self._uniform_at = self._random.random(_BLOCK), 0
+        #: int64[classes, block]: drafts that would be accepted of each, if so many were drafted; and how many are used.
+        self._lengths, self._used = np.zeros((1, 0), np.int64), 0
+        self._own_telemetry = type(policy).telemetry is not Policy.telemetry
         self._noise: list[float] = []
         self._until_stall = self._next_stall()
         self._longest = max(1, self.settings.candidates[-1])
         self._survival: np.ndarray = np.zeros((1, 1))
         self._survival_until = -1
-        self._rows: np.ndarray | None = None
         self._kinds = [0] * len(setup.acceptance.classes)
         self._base: dict[int, float] = {}
         self._plan_gamma: dict[int, int] = {}
@@ -150,7 +153,6 @@ class Engine:
         self._kinds[request.kind] += 1
         self._context += request.prompt + 1
         self._slack = min(self._slack, request.left - 1)
-        self._rows = None
 
     def _first_tokens(self, count: int) -> None:
         for slot in range(self.size - count, self.size):
@@ -182,10 +184,11 @@ class Engine:
         self._make_room(gamma)
         size, context = self.size, self._context
         if gamma:
-            hits = self._draw(size) < self._survival_rows(gamma)
-            accepted = tuple(np.add.reduce(hits, 0).tolist())
+            lengths = np.minimum(self._draw(size), gamma)
+            counts = np.bincount(lengths, minlength=gamma + 1).tolist()
+            accepted = tuple(accumulate(counts[:0:-1]))[::-1]
             committed = size + sum(accepted)
-            self._left[:size] -= np.add.reduce(hits, 1)
+            self._left[:size] -= lengths
         else:
             accepted, committed = (), size
         self._left[:size] -= 1
@@ -198,8 +201,11 @@ class Engine:
         took = self._stalled((base + extra) * self._next_noise())
         self.now += int(took)
         self.meter.tokens += committed
-        self.meter.decode(self._kinds, size, gamma, context, base, extra, took)
-        self._report(size, gamma, committed, accepted, state)
+        self.meter.decode(self._kinds, size, gamma, context, base + extra, took)
+        if self._own_telemetry:
+            self._report(size, gamma, committed, accepted, state)
+        self._since = self.now
+        self._prefill_tokens = 0
         if self._slack <= 0:
             self._finish()
 
@@ -213,8 +219,6 @@ class Engine:
             self._prefill_tokens, len(self.queue), self._queued_tokens, size, self._context, self._capacity,
             self._retractions, lag_max, lag_total, int(state), 0, 0, accepted,
         )  # fmt: skip
-        self._since = self.now
-        self._prefill_tokens = 0
         decision = self.policy.telemetry(self.sender, record)
         if decision is not None:
             self._decide(decision)
@@ -229,7 +233,7 @@ class Engine:
         self._plan_gamma = {}
 
     def _best_gamma(self) -> int:
-        return self.settings.candidates[self.meter.best(self._kinds, self.size, self._context, 0)[0]]
+        return self.meter.best(self._kinds, self.size, self._context)
 
     def _gamma_for(self, size: int) -> int:
         gamma = self._plan_gamma.get(size)
@@ -291,7 +295,6 @@ class Engine:
         self._requests[slot], self._requests[last] = self._requests[last], None
         for array in (self._left, self._lag, self._kind):
             array[slot] = array[last]
-        self._rows = None
 
     # Residency of the draft.
 
@@ -357,24 +360,23 @@ class Engine:
     # Chance.
 
     def _draw(self, count: int) -> np.ndarray:
-        if self._uniform_at + count > _BLOCK:
-            self._uniform, self._uniform_at = self._random.random(_BLOCK), 0
-        drawn = self._uniform[self._uniform_at : self._uniform_at + count, None]
-        self._uniform_at += count
-        return drawn
-
-    def _survival_rows(self, gamma: int) -> np.ndarray:
-        """float64[size, γ]."""
+        """int64[count]: drafts that would be accepted of each request."""
+        if self._used + count > self._lengths.shape[1]:
+            # Of a drift a block is used up within a step; more than that would be drawn for nothing.
+            block = max(count, 1024 if self.setup.acceptance.drift else _BLOCK)
+            drawn = self._random.random(block)
+            # A draft of position i is accepted where the number drawn is below survival i, which falls with i.
+            self._lengths = np.array([np.searchsorted(-row, -drawn) for row in self._survival])
+            self._used = 0
+        at, self._used = self._used, self._used + count
         if len(self._kinds) == 1:
-            return self._survival[:, :gamma]
-        if self._rows is None:
-            self._rows = self._survival[self._kind[: self.size]]
-        return self._rows[:, :gamma]
+            return self._lengths[0, at : self._used]
+        return self._lengths[self._kind[:count], np.arange(at, self._used)]
 
     def _update_survival(self) -> None:
         truth = self.setup.acceptance
         self._survival = truth.survival(self.now, self._longest)
-        self._rows = None
+        self._lengths = self._lengths[:, :0]
         self._survival_until = self.now + acceptance.STEP_NS if truth.drift else 2**62
         self.meter.set_survival(self._survival)
 

@@ -10,6 +10,9 @@ import numpy as np
 from sglang_nightjar.sim.loads import Request
 from sglang_nightjar.sim.setup import Setup
 
+#: Iterations that are summed up together.
+_BLOCK = 1024
+
 
 class Meter:
     """Counts of one replica.
@@ -39,9 +42,13 @@ class Meter:
         self.mark = 0
         self._costs = setup.costs
         self._candidates = setup.engine.candidates
-        self._bases: dict[int, list[float]] = {}
-        self._expected: list[list[float]] = []
+        self._column = {gamma: index for index, gamma in enumerate(self._candidates)}
+        self._base = np.zeros((0, len(self._candidates)))
+        self._expected = np.ones((1, len(self._candidates)))
         self._gamma = setup.engine.start_gamma
+        #: Iterations that are not yet summed up: size, γ, context, ns; and requests by class.
+        self._sizes, self._gammas, self._contexts, self._ns = array("q"), array("q"), array("q"), array("d")
+        self._kinds: list[list[int]] = []
 
     def prefill(self, took_ns: float) -> None:
         """A prefill iteration."""
@@ -49,44 +56,62 @@ class Meter:
 
     def set_survival(self, survival: np.ndarray) -> None:
         """Acceptance changed; float64[classes, positions]."""
+        self.settle()
         sums = 1.0 + np.concatenate([np.zeros((len(survival), 1)), np.cumsum(survival, 1)], 1)
-        self._expected = [[float(row[gamma]) for gamma in self._candidates] for row in sums]
+        self._expected = sums[:, self._candidates]
 
-    def decode(
-        self, kinds: list[int], size: int, gamma: int, context: int, base_ns: float, extra_ns: float, took_ns: float
-    ) -> None:
-        """A decode iteration of ``gamma``: expected ns without moves of the draft, those, and all as it came."""
+    def decode(self, kinds: list[int], size: int, gamma: int, context: int, ns: float, took_ns: float) -> None:
+        """A decode iteration of ``gamma``: expected ns with moves of the draft, and as it came."""
         self.iterations += 1
         self.decode_ns += took_ns
-        self.shares[gamma] += 1
         self.batch_total += size
         if gamma != self._gamma:
             self.switches += 1
             self._gamma = gamma
-        index, rate, tokens = self.best(kinds, size, context, gamma)
-        self.best_shares[self._candidates[index]] += 1
-        self.got += tokens
-        self.could += rate * (base_ns + extra_ns)
+        self._sizes.append(size)
+        self._gammas.append(gamma)
+        self._contexts.append(context)
+        self._ns.append(ns)
+        if len(kinds) > 1:
+            self._kinds.append(kinds.copy())
+        if len(self._sizes) >= _BLOCK:
+            self.settle()
         if self.mark and self.iterations % self.mark == 0:
+            self.settle()
             self.history.append((self.iterations, self.got, self.could))
 
-    def best(self, kinds: list[int], size: int, context: int, gamma: int) -> tuple[int, float, float]:
-        """Index of the oracle's γ, its expected tokens per ns, and expected tokens of ``gamma``."""
-        bases = self._bases.get(size)
-        if bases is None:
-            bases = self._bases[size] = [self._costs.decode_ns(size, other) for other in self._candidates]
-        over = self._costs.context_ns * context
-        best, rate, own = 0, 0.0, 0.0
-        for index, base in enumerate(bases):
-            tokens = 0.0
-            for count, expected in zip(kinds, self._expected):  # noqa: B905
-                if count:
-                    tokens += count * expected[index]
-            if tokens > rate * (base + over):
-                best, rate = index, tokens / (base + over)
-            if self._candidates[index] == gamma:
-                own = tokens
-        return best, rate, own
+    def settle(self) -> None:
+        """Sum up what came since the last time: one call of numpy for many iterations."""
+        if not self._sizes:
+            return
+        sizes, gammas, contexts = (np.array(x) for x in (self._sizes, self._gammas, self._contexts))
+        kinds = np.array(self._kinds) if self._kinds else sizes[:, None]
+        tokens = kinds @ self._expected
+        rates = tokens / self._cost(sizes, contexts)
+        best = rates.argmax(1)
+        rows = np.arange(len(sizes))
+        columns = np.array([self._column[gamma] for gamma in self._gammas])
+        self.got += float(tokens[rows, columns].sum())
+        self.could += float(rates[rows, best] @ np.array(self._ns))
+        self.shares.update(gammas.tolist())
+        self.best_shares.update(self._candidates[index] for index in best.tolist())
+        for kept in (self._sizes, self._gammas, self._contexts, self._ns, self._kinds):
+            del kept[:]
+
+    def best(self, kinds: list[int], size: int, context: int) -> int:
+        """The oracle's γ."""
+        tokens = np.array(kinds) @ self._expected
+        return self._candidates[int((tokens / self._cost(np.array([size]), np.array([context]))[0]).argmax())]
+
+    def _cost(self, sizes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        """float64[iterations, gammas], ns."""
+        known, most = len(self._base), int(sizes.max())
+        if most >= known:
+            more = [
+                [self._costs.decode_ns(size, gamma) for gamma in self._candidates] for size in range(known, most + 1)
+            ]
+            self._base = np.concatenate([self._base, np.array(more)])
+        return np.asarray(self._base[sizes] + self._costs.context_ns * contexts[:, None])
 
     def finished(self, request: Request, now_ns: int, overshoot: int) -> None:
         """A request has all its tokens; the last iteration gave it ``overshoot`` too many."""

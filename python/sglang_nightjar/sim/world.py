@@ -82,6 +82,7 @@ def simulate(
 
 def _run(engines: list[Engine], source: OpenLoop | ClosedLoop, policy: Policy, end_ns: int, most: int) -> None:
     reporter = _Reporter(policy) if type(policy).arrivals is not Policy.arrivals else None
+    router = _Router(engines)
     heap: list[tuple[int, int]] = []
     total = 0
     while True:
@@ -91,30 +92,56 @@ def _run(engines: list[Engine], source: OpenLoop | ClosedLoop, policy: Policy, e
             if now >= end_ns or total >= most:
                 return
             engine = engines[index]
-            before = engine.meter.iterations
+            meter, load = engine.meter, engine.load
+            before = meter.iterations
             engine.step()
-            total += engine.meter.iterations - before
+            total += meter.iterations - before
+            if engine.load != load:
+                router.changed(index)
             if engine.busy:
                 heapq.heapreplace(heap, (engine.now, index))
             else:
                 heapq.heappop(heap)
             continue
         if arrival >= end_ns:
-            if not heap:
-                return
-            # Only running requests are left, and the next arrival is past the end.
-            if heap[0][0] >= end_ns:
-                return
-            continue
+            # What runs ends later than that, too.
+            return
         request = source.pop()
-        index = 0 if len(engines) == 1 else min(range(len(engines)), key=lambda i: engines[i].load)
+        index = router.least()
         engine = engines[index]
         if reporter is not None:
             reporter.note(engine.hello.server, arrival, request.prompt)
         idle = not engine.busy
         engine.add(request, arrival)
+        router.changed(index)
         if idle:
             heapq.heappush(heap, (engine.now, index))
+
+
+class _Router:
+    """Finds the replica with the fewest requests, the first of several, without asking all of them."""
+
+    def __init__(self, engines: list[Engine]) -> None:
+        self._engines = engines
+        self._heap: list[tuple[int, int]] = []
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        self._heap = [(engine.load, index) for index, engine in enumerate(self._engines)]
+        heapq.heapify(self._heap)
+
+    def changed(self, index: int) -> None:
+        """A replica has more or fewer requests than before. Its older entries are dropped when they are met."""
+        heapq.heappush(self._heap, (self._engines[index].load, index))
+        if len(self._heap) > 16 * len(self._engines) + 64:
+            self._rebuild()
+
+    def least(self) -> int:
+        """Index of the replica."""
+        heap, engines = self._heap, self._engines
+        while engines[heap[0][1]].load != heap[0][0]:
+            heapq.heappop(heap)
+        return heap[0][1]
 
 
 class _Reporter:
@@ -144,6 +171,8 @@ class _Reporter:
 
 
 def _sum_up(meters: list[Meter], end_ns: int) -> Result:
+    for meter in meters:
+        meter.settle()
     tokens, iterations = sum(m.tokens for m in meters), sum(m.iterations for m in meters)
     ttft, latency, outputs = (
         np.concatenate([np.frombuffer(getattr(m, name), np.int64) for m in meters])
