@@ -13,8 +13,9 @@ Runs = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 def write_report(lines: list[dict[str, Any]], out: Path) -> str:
-    """Writes and returns ``table.md``."""
+    """Writes and returns ``table.md``: of the code that made the last run, and of no other."""
     runs: Runs = defaultdict(list)
+    lines = [line for line in lines if line.get("code") == lines[-1].get("code")]
     for line in sorted(lines, key=lambda line: line["seed"]):
         runs[line["scenario"], line["policy"]].append(line)
     text = "\n".join([*_stationary(runs), "", *_moving(runs), ""])

@@ -1,7 +1,7 @@
 """Regret of every policy against an oracle, in the simulator: loads that stand still, and loads that move.
 
-Each line of ``results/runs.jsonl`` is one run, and a run that is there is not made again: stop and start as you like.
-``--report`` only writes the tables.
+Each line of ``results/runs.jsonl`` is one run, and a run that is there is not made again, as long as policies, core and
+simulator are what they were: stop and start as you like. ``--report`` only writes the tables.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from bench.provenance import provenance
+from bench.regret.code import fingerprint
 from bench.regret.report import write_report
 from bench.regret.suite import ADAPTIVE, LEVELS, STATICS, Scenario, moving, policy, stationary
 from sglang_nightjar.sim.world import simulate
@@ -49,7 +51,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     file, until = args.out / "runs.jsonl", time.monotonic() + 60 * args.minutes
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(line["scenario"], line["policy"], line["seed"]) for line in lines}
+    code = fingerprint()
+    done = keys(lines, code)
     if not args.report:
         with file.open("a") as out:
             for scenario, name, seed, iterations in jobs(args):
@@ -58,12 +61,19 @@ def main() -> None:
                 if time.monotonic() > until:
                     print("time is up; run again to go on")
                     break
-                line = one(scenario, name, seed, iterations)
+                line = one(scenario, name, seed, iterations) | {"code": code}
                 lines.append(line)
                 out.write(json.dumps(line) + "\n")
                 out.flush()
     (args.out / "provenance.json").write_text(json.dumps(provenance(seeds=args.seeds), indent=1) + "\n")
     print(write_report(lines, args.out))
+    if stale := [line for line in lines if line.get("code") != code]:
+        print(f"{len(stale)} of {len(lines)} runs are of other policies, core or simulator than these, {code}")
+
+
+def keys(lines: list[dict[str, Any]], code: str) -> set[tuple[str, str, int]]:
+    """Scenario, policy and seed of the runs that ``code`` made."""
+    return {(line["scenario"], line["policy"], line["seed"]) for line in lines if line.get("code") == code}
 
 
 def jobs(args: argparse.Namespace) -> list[tuple[Scenario, str, int, int | None]]:
