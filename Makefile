@@ -14,8 +14,8 @@ PYTHON ?= python3
 ENGINE ?= auto
 TORCH_INDEX ?=
 
-# make bench BENCH=crossover runs one of them; serve takes ten hours, so it runs only by name.
-BENCH ?= $(filter-out serve,$(patsubst bench/%/run.py,%,$(wildcard bench/*/run.py)))
+# make bench BENCH=crossover runs one of them; serve takes ten hours and gpu needs one, so they run only by name.
+BENCH ?= $(filter-out serve gpu,$(patsubst bench/%/run.py,%,$(wildcard bench/*/run.py)))
 
 RUN := .venv/bin/python
 SETUP = @command -v $(PYTHON) >/dev/null || { echo "nightjar: $(PYTHON) not found: install Python 3.11 or 3.12" >&2; exit 1; }; \

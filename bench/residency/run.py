@@ -7,31 +7,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import psutil
-from helpers.router import Router, make_plan
-from helpers.serving import Server
 
 from bench import demo_server
+from bench.demo_server import Server
 from bench.provenance import provenance
-from bench.residency.report import stalls, table
-from sglang_nightjar.core.messages import Residency
+from bench.residency.engine import Engine, Router
+from bench.residency.larger_draft import widen
+from bench.residency.report import table
 from sglang_nightjar.demo.pair import ensure_pair
 
-#: An arm is where the draft lives while γ=0.
-ARMS = ("device", "host")
+#: Requests that decode while the draft goes and comes.
+BATCH = 8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pool-tokens", type=int, default=1536, help="KV cache with the draft on the device")
+    parser.add_argument("--wider", type=int, default=1, help="MLP of the draft so many times as wide (larger_draft.py)")
     parser.add_argument("--cycles", type=int, default=8, help="times that the draft goes and comes while 8 decode")
     parser.add_argument("--repetitions", type=int, default=4, help="surges for each arm")
     parser.add_argument("--requests", type=int, default=48, help="of a surge")
@@ -46,7 +45,7 @@ def main() -> None:
             folder, url, pid = Path(args.running[0]), args.running[1], int(args.running[2])
         else:
             folder.chmod(0o700)
-            server = stack.enter_context(start(args.pool_tokens, folder))
+            server = stack.enter_context(start(args.pool_tokens, args.wider, folder))
             url, pid = server.url, max(server.children(), key=lambda p: psutil.Process(p).memory_info().rss)
         if args.start_only:
             print(f"--running {folder} {url} {pid}", flush=True)
@@ -57,111 +56,37 @@ def main() -> None:
         result = measure(folder, url, pid, args)
     result["provenance"] = provenance(settings={name: str(value) for name, value in vars(args).items()})
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    name = "results.json" if args.wider == 1 else f"wider-{args.wider}.json"
+    (args.out / name).write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 
 
-def start(pool_tokens: int, folder: Path) -> Server:
+def start(pool_tokens: int, wider: int, folder: Path) -> Server:
     pair = ensure_pair()
+    draft = pair.draft if wider == 1 else widen(pair.draft, wider, folder / "draft")
     flags = ["--model-path", str(pair.target), "--max-total-tokens", str(pool_tokens)]
-    flags += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(pair.draft)]
+    flags += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(draft)]
     flags += ["--nightjar-policy-endpoint", f"ipc://{folder / 'policy'}"]
     return Server(flags, folder / "log")
 
 
 def measure(folder: Path, url: str, pid: int, args: argparse.Namespace) -> dict[str, Any]:
+    process = psutil.Process(pid)
     with Router(folder / "policy", repeat_s=0.05) as router:
         hello = router.wait_for_hello(60)
-        engine = Engine(router, url, pid)
+        engine = Engine(router, url)
         engine.go("device")
-        demo_server.generate(url, ["Once upon a time"] * 8, 32, 0.0, True)
+        demo_server.generate(url, ["Once upon a time"] * BATCH, 32, 0.0, True)
         result = {
             "predicted": {"freed_bytes": hello.draft_bytes, "tokens": hello.kv_tokens_without_draft - hello.kv_tokens},
-            "memory": engine.memory(),
-            "stalls": engine.cycles(args.cycles),
-            "surges": engine.surges(args),
+            "requests": args.requests,
+            "memory": engine.memory(lambda: process.memory_info().rss),
+            # As long as fits eight times, with a quarter to spare: the draft's return waits for room.
+            "stalls": engine.cycles(args.cycles, BATCH, hello.kv_tokens * 3 // 4 // BATCH - 24, 3),
+            "surges": engine.surges(args.repetitions, args.requests, args.new_tokens),
         }
         engine.go("device")
     return result
-
-
-class Engine:
-    """One server in the hands of the bench."""
-
-    def __init__(self, router: Router, url: str, pid: int):
-        self.router, self.url, self.process = router, url, psutil.Process(pid)
-
-    def status(self) -> dict[str, Any]:
-        import urllib.request
-
-        with urllib.request.urlopen(f"{self.url}/server_info", timeout=60) as response:
-            return json.load(response)["internal_states"][0]["nightjar"]
-
-    def go(self, residency: str) -> dict[str, Any]:
-        """γ=0 and the draft there; the status once it is."""
-        self.router.repeat(make_plan(0, residency=residency))
-        wanted = "OFFLOADED" if residency == "host" else "PARKED"
-        deadline = time.monotonic() + 120
-        while (seen := self.status())["residency"] != wanted:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the draft is {seen['residency']}, not {wanted}")
-            time.sleep(0.02)
-        return seen
-
-    def memory(self) -> dict[str, Any]:
-        """Idle: resident bytes of the scheduler, and the capacity, with the draft and without."""
-        here = self.go("device")
-        held = self.process.memory_info().rss
-        away = self.go("host")
-        freed = held - self.process.memory_info().rss
-        self.go("device")
-        return {
-            "draft_bytes": here["draft"]["device_bytes"],
-            "freed_resident_bytes": freed,
-            "tokens": away["kv"]["capacity"] - here["kv"]["capacity"],
-        }
-
-    def cycles(self, count: int) -> list[dict[str, Any]]:
-        """Eight requests decode; the draft goes and comes meanwhile. Each record of an iteration without a prefill."""
-        length = 40 + 24 * count
-        before = len(self.router.records())
-        texts = [f"Tell me about the number {i}." for i in range(8)]
-        sender = threading.Thread(target=demo_server.generate, args=(self.url, texts, length, 0.0, True), daemon=True)
-        sender.start()
-        time.sleep(1.0)
-        while sender.is_alive():
-            for residency, rest in (("host", Residency.OFFLOADED), ("device", Residency.PARKED)):
-                self.router.repeat(make_plan(0, residency=residency))
-                # By telemetry: asking for the status would itself take milliseconds from the iterations.
-                while sender.is_alive() and self.router.records()[-1].residency != rest:
-                    time.sleep(0.05)
-                time.sleep(0.5)
-        sender.join()
-        time.sleep(0.3)
-        return stalls(self.router.records()[before:], batch_size=8)
-
-    def surges(self, args: argparse.Namespace) -> list[dict[str, Any]]:
-        """The same requests at once, with the draft here and away in turn."""
-        texts = [f"Write a story about {i} birds." for i in range(args.requests)]
-        runs = []
-        for repetition in range(args.repetitions):
-            for arm in ARMS if repetition % 2 else reversed(ARMS):
-                status = self.go(arm)
-                before = status["counters"]["retractions"]
-                first = len(self.router.records())
-                outcome = demo_server.timed(self.url, texts, args.new_tokens)
-                retractions = self.status()["counters"]["retractions"] - before
-                runs.append(
-                    {
-                        "arm": arm,
-                        "rate": outcome.rate,
-                        "seconds": outcome.seconds,
-                        "retractions": retractions,
-                        "capacity": status["kv"]["capacity"],
-                        "mean_batch": statistics.mean(one.batch_size for one in self.router.records()[first:]),
-                    }
-                )
-        return runs
 
 
 if __name__ == "__main__":
