@@ -3,25 +3,45 @@
 import http.client
 import json
 import threading
-import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
+from helpers.lossless import Referee
 from helpers.serving import Server
 
 
-@dataclass
+@dataclass(frozen=True)
 class Answer:
     """One finished request.
 
     Attributes:
         prompt: index into the prompts.
         tokens: what was generated.
-        gaps_s: (when, how long) between two pieces of its text, by the monotonic clock.
     """
 
     prompt: int
-    tokens: list[int]
-    gaps_s: list[tuple[float, float]] = field(default_factory=list)
+    tokens: tuple[int, ...]
+
+
+def stream(server: Server, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """POST /generate; each piece of the answer as it comes. Closing the generator hangs up.
+
+    Raises RuntimeError for a status that is not 200.
+    """
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=300)
+    try:
+        connection.request("POST", "/generate", json.dumps({**body, "stream": True}), server.headers())
+        # Whoever asks for nothing more now hangs up before the answer begins.
+        yield {}
+        response = connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(f"status {response.status}: {response.read()[:300]!r}")
+        while line := response.readline():
+            if line.startswith(b"data: {"):
+                yield json.loads(line[6:])
+    finally:
+        connection.close()
 
 
 class Load:
@@ -35,9 +55,10 @@ class Load:
     def __init__(self, server: Server, prompts: list[list[int]], clients: int = 4, new_tokens: int = 32):
         self.answers: list[Answer] = []
         self.errors: list[Exception] = []
-        self._host = server.url.removeprefix("http://")
+        self._server = server
         self._prompts = prompts
         self._new_tokens = new_tokens
+        self._judged: set[Answer] = set()
         self._ends = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(n, clients), daemon=True) for n in range(clients)]
 
@@ -52,9 +73,13 @@ class Load:
             thread.join(300)
         assert not any(thread.is_alive() for thread in self._threads), "a request is stuck"
 
-    def gaps_s(self, since: float, until: float) -> list[float]:
-        """The gaps between pieces of text that ended in that time."""
-        return [gap for answer in list(self.answers) for at, gap in answer.gaps_s if since <= at <= until]
+    def check(self, referee: Referee) -> None:
+        """No request failed, each client had an answer, and every answer so far is the target's own."""
+        assert self.errors == []
+        assert len(self.answers) >= len(self._threads)
+        for answer in set(self.answers) - self._judged:
+            assert referee.not_greedy(self._prompts[answer.prompt], list(answer.tokens)) == []
+            self._judged.add(answer)
 
     def _run(self, number: int, step: int) -> None:
         try:
@@ -65,26 +90,10 @@ class Load:
             self.errors.append(error)
 
     def _request(self, prompt: int) -> Answer:
-        body = {
-            "input_ids": self._prompts[prompt],
-            "sampling_params": {"temperature": 0, "max_new_tokens": self._new_tokens, "ignore_eos": True},
-            "stream": True,
-        }
-        connection = http.client.HTTPConnection(self._host, timeout=300)
-        connection.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        if response.status != 200:
-            raise RuntimeError(f"status {response.status}: {response.read()[:300]!r}")
-        answer, before = Answer(prompt, []), None
-        while line := response.readline():
-            if not line.startswith(b"data: {"):
-                continue
-            now = time.monotonic()
-            if before is not None:
-                answer.gaps_s.append((now, now - before))
-            before = now
-            answer.tokens = json.loads(line[6:])["output_ids"]
-        connection.close()
-        if len(answer.tokens) != self._new_tokens:
-            raise RuntimeError(f"{len(answer.tokens)} tokens instead of {self._new_tokens}")
-        return answer
+        sampling = {"temperature": 0, "max_new_tokens": self._new_tokens, "ignore_eos": True}
+        tokens: list[int] = []
+        for piece in stream(self._server, {"input_ids": self._prompts[prompt], "sampling_params": sampling}):
+            tokens = piece.get("output_ids", [])
+        if len(tokens) != self._new_tokens:
+            raise RuntimeError(f"{len(tokens)} tokens instead of {self._new_tokens}")
+        return Answer(prompt, tuple(tokens))

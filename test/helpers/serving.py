@@ -27,9 +27,9 @@ STRICT_CHECKS = {
 
 
 def free_port() -> int:
-    """A port that nobody listens on now. Below 40000, where ``sgl.Runtime`` looks for one."""
+    """A port that nobody listens on now, and that Linux gives to nobody who doesn't name it: those begin at 32768."""
     while True:
-        port = random.randrange(31_200, 39_900)
+        port = random.randrange(20_000, 32_768)
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 return port
@@ -56,12 +56,21 @@ class Server:
     Attributes:
         url: its root, without a slash at the end.
         log: the file that it writes to.
-        key: API key that ``get`` and ``post`` send, if any.
+        key: API key that ``get``, ``post`` and `Load` send, if any.
+        admin_key: the one that `put_policy` sends.
     """
 
-    def __init__(self, flags: Sequence[str], log: Path, key: str | None = None, port: int | None = None, **env: str):
+    def __init__(
+        self,
+        flags: Sequence[str],
+        log: Path,
+        key: str | None = None,
+        admin_key: str | None = None,
+        port: int | None = None,
+        **env: str,
+    ):
         port = port or free_port()
-        self.key = key
+        self.key, self.admin_key = key, admin_key
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         command = [sys.executable, "-m", LAUNCHER, "--port", str(port), *flags]
@@ -88,14 +97,16 @@ class Server:
         self.kill()
         raise TimeoutError(f"the server was not ready after {START_TIMEOUT:.0f} s:\n{self.tail()}")
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Ends it as an operator would; whatever it served, it must end well."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(60)
+                code = self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.kill()
                 raise
+            assert code == 0 or error is not None, f"it ended with {code}:\n{self.tail()}"
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -111,11 +122,31 @@ class Server:
     def get(self, path: str) -> Any:
         return self._ask(path, 60)
 
+    def ranks(self) -> list[dict[str, Any]]:
+        """What Nightjar says about each scheduler, as in ``ranks`` of its status."""
+        return [state["nightjar"] for state in self.get("/server_info")["internal_states"]]
+
+    def put_policy(self, body: Any, *keys: str | None) -> tuple[int, dict[str, Any]]:
+        """PUT /nightjar/policy with another key than the admin's, if one is given; ``body`` is JSON, or bytes.
+
+        Returns the HTTP status and the answer, whatever they are.
+        """
+        [key] = keys or [self.admin_key]
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + "/nightjar/policy", data, headers, method="PUT")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def headers(self) -> dict[str, str]:
+        """Those of a JSON request."""
+        return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+
     def _ask(self, path: str, timeout: float, data: bytes | None = None) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(self.url + path, data, headers)
+        request = urllib.request.Request(self.url + path, data, self.headers())
         with urllib.request.urlopen(request, timeout=timeout) as response:
             return json.load(response)
 

@@ -10,7 +10,7 @@ def eventually(condition: Callable[[], Any], within: float = 10.0) -> Any:
     deadline = time.monotonic() + within
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {within} s: {condition}"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return value
 
 

@@ -9,18 +9,21 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.hang_ups import hang_ups
 from helpers.load import Load
 from helpers.lossless import Referee
-from helpers.policy_process import PolicyProcess
+from helpers.policy_peers import PolicyProcess
 from helpers.router import Router, make_plan
 from helpers.serving import STRICT_CHECKS, Server, gamma_flags
+from helpers.waiting import eventually, seconds_until
 
 from sglang_nightjar.core.gammas import constant
-from sglang_nightjar.core.messages import Ack, Arrivals
+from sglang_nightjar.core.messages import Ack, Arrivals, Plan
 from sglang_nightjar.core.wire import encode
 
 pytestmark = pytest.mark.server
@@ -46,55 +49,47 @@ def steered(eagle_flags: list[str], endpoint: Path, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="module")
-def referee(target: Path) -> Referee:
-    return Referee(target)
-
-
-@pytest.fixture(scope="module")
 def prompts(referee: Referee) -> list[list[int]]:
     return referee.prompts()[:PROMPTS]
 
 
 def status(server: Server) -> dict[str, Any]:
-    return server.get("/server_info")["internal_states"][0]["nightjar"]
+    [rank] = server.ranks()
+    return rank
 
 
-def wait_until(what: Callable[[], Any], timeout_s: float) -> float:
-    """Seconds until ``what()`` is true. Raises TimeoutError."""
-    started = time.monotonic()
-    while not what():
-        if time.monotonic() - started > timeout_s:
-            raise TimeoutError(f"not after {timeout_s} s")
-        time.sleep(0.05)
-    return time.monotonic() - started
+def steered_by(server: Server, source: str) -> bool:
+    return status(server)["source"] == source
 
 
-def check(load: Load, referee: Referee, prompts: list[list[int]]) -> None:
-    """No request failed, and every different answer is greedy."""
-    assert load.errors == []
-    assert len(load.answers) >= len(load._threads)
-    for prompt, tokens in {(answer.prompt, tuple(answer.tokens)) for answer in load.answers}:
-        assert referee.not_greedy(prompts[prompt], list(tokens)) == []
+def flips(seed: int) -> Callable[[], Plan]:
+    """Every call another plan: one γ for small batches and another for larger ones, both at random."""
+    rng = random.Random(seed)
+
+    def flip() -> Plan:
+        split = rng.randint(1, 8)
+        return make_plan(gammas=((1, split, rng.choice(CANDIDATES)), (split + 1, None, rng.choice(CANDIDATES))))
+
+    return flip
+
+
+def static(endpoint: Path, gamma: int) -> PolicyProcess:
+    return PolicyProcess(
+        endpoint.parent, config=f"policy: {{name: static, params: {{gamma: {gamma}}}}}\n", endpoint=f"ipc://{endpoint}"
+    )
 
 
 def test_text_is_greedy_while_gamma_flips_at_random(
     steered: Server, endpoint: Path, referee: Referee, prompts: list[list[int]]
 ) -> None:
-    """Every few iterations another γ, and another one for larger batches."""
-    rng = random.Random(5)
-
-    def flip():
-        split = rng.randint(1, 8)
-        return make_plan(gammas=((1, split, rng.choice(CANDIDATES)), (split + 1, None, rng.choice(CANDIDATES))))
-
     with Router(endpoint, repeat_s=0.03) as router:
         router.wait_for_hello()
-        router.repeat(flip)
+        router.repeat(flips(5))
         with Load(steered, prompts, clients=8) as load:
             router.wait_for(lambda: len(router.records()) > 300, timeout_s=300)
         records = router.records()
         acks = [ack for ack in router.of(Ack) if not ack.refused]
-    check(load, referee, prompts)
+    load.check(referee)
     assert {record.gamma for record in records} == set(CANDIDATES)
     assert len({(a.gamma, b.gamma) for a, b in itertools.pairwise(records)}) > 20
     assert len(acks) > 20
@@ -134,48 +129,72 @@ def test_arrivals_are_reported(steered: Server, endpoint: Path, prompts: list[li
         assert sum(report.prompt_tokens for report in router.of(Arrivals)) == sum(map(len, prompts[:5]))
 
 
-def test_kill_9_and_return(
-    steered: Server, endpoint: Path, referee: Referee, prompts: list[list[int]], tmp_path: Path
-) -> None:
-    with PolicyProcess(endpoint, 1, tmp_path / "policy.log") as policy, Load(steered, prompts) as load:
-        wait_until(lambda: status(steered)["source"] == "policy", 30)
-        wait_until(lambda: status(steered)["gamma"] == 1, 10)
+def test_kill_9_and_return(steered: Server, endpoint: Path, referee: Referee, prompts: list[list[int]]) -> None:
+    errors = status(steered)["counters"]["errors"]
+    with static(endpoint, 1) as policy, Load(steered, prompts) as load:
+        eventually(lambda: steered_by(steered, "policy") and status(steered)["gamma"] == 1, 30)
         policy.kill()
         # "At once" is the next iteration; asking takes longer.
-        assert wait_until(lambda: status(steered)["source"] == "fallback", 5) < 1.5
-        wait_until(lambda: status(steered)["gamma"] == FALLBACK_GAMMA, 5)
+        assert seconds_until(lambda: steered_by(steered, "fallback"), 5) < 1.5
+        eventually(lambda: status(steered)["gamma"] == FALLBACK_GAMMA, 5)
         policy.start()
-        wait_until(endpoint.exists, 30)
-        assert wait_until(lambda: status(steered)["source"] == "policy", 10) < 2
-    check(load, referee, prompts)
-    assert status(steered)["counters"]["errors"] == 0
+        eventually(endpoint.exists, 30)
+        assert seconds_until(lambda: steered_by(steered, "policy"), 10) < 2
+    load.check(referee)
+    assert status(steered)["counters"]["errors"] == errors
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a busy scheduler was for some seconds, by its own account.
+
+    Attributes:
+        iteration_s: the median over half seconds of the mean time of an iteration. What else the machine does comes in
+            bursts, and what waits for the policy process waits in every iteration.
+        busy: share of the time that its iterations account for; a long wait between two of them looks like rest.
+    """
+
+    iteration_s: float
+    busy: float
+
+    @staticmethod
+    def of(server: Server, seconds: float) -> "Pace":
+        def look() -> tuple[float, int, float]:
+            seen = status(server)
+            return time.monotonic(), seen["iterations"], sum(seen["seconds_by_gamma"].values())
+
+        looks = [look()]
+        while looks[-1][0] - looks[0][0] < seconds:
+            time.sleep(0.5)
+            looks.append(look())
+        means = [(b[2] - a[2]) / (b[1] - a[1]) for a, b in itertools.pairwise(looks) if b[1] > a[1]]
+        return Pace(statistics.median(means), (looks[-1][2] - looks[0][2]) / (looks[-1][0] - looks[0][0]))
 
 
 def test_a_frozen_policy_process_holds_nothing_up(
-    steered: Server, endpoint: Path, referee: Referee, prompts: list[list[int]], tmp_path: Path
+    steered: Server, endpoint: Path, referee: Referee, prompts: list[list[int]]
 ) -> None:
-    with PolicyProcess(endpoint, FALLBACK_GAMMA, tmp_path / "policy.log") as policy, Load(steered, prompts) as load:
-        wait_until(lambda: status(steered)["source"] == "policy", 30)
-        before = time.monotonic()
-        time.sleep(5)
-        policy.process.send_signal(signal.SIGSTOP)
-        frozen = time.monotonic()
-        time.sleep(5)
-        assert status(steered)["source"] == "fallback"
-        assert status(steered)["link"]["state"] == "stale"
-        thawed = time.monotonic()
-        policy.process.send_signal(signal.SIGCONT)
-        assert wait_until(lambda: status(steered)["source"] == "policy", 10) < 2
-        time.sleep(5)
-        after = time.monotonic()
-    check(load, referee, prompts)
-    # The same γ all along, so the pieces of text come as before. Other work on the machine makes any of them late; what
-    # waits for the policy process would make all of them late, so it is the quick ones that tell.
-    quick = [
-        statistics.quantiles(load.gaps_s(*span), n=5)[0]
-        for span in ((before, frozen), (frozen, thawed), (thawed, after))
-    ]
-    assert quick[1] < 1.3 * max(quick[0], quick[2])
+    """The same γ all along, and iterations take as long as before and after.
+
+    Waiting 5 ms in each would be seen: one takes about 30 ms. A machine with other work on it gets a second try.
+    """
+    with static(endpoint, FALLBACK_GAMMA) as policy, Load(steered, prompts[:4], clients=2, new_tokens=128) as load:
+        for _ in range(2):
+            eventually(lambda: steered_by(steered, "policy"), 30)
+            before = Pace.of(steered, 5)
+            policy.signal(signal.SIGSTOP)
+            eventually(lambda: steered_by(steered, "fallback"), 5)
+            frozen = Pace.of(steered, 5)
+            assert status(steered)["link"]["state"] == "stale"
+            policy.signal(signal.SIGCONT)
+            assert seconds_until(lambda: steered_by(steered, "policy"), 10) < 2
+            after = Pace.of(steered, 5)
+            same = frozen.iteration_s < 1.08 * max(before.iteration_s, after.iteration_s)
+            if same and frozen.busy > min(before.busy, after.busy) - 0.1:
+                break
+        else:
+            pytest.fail(f"before: {before}, frozen: {frozen}, after: {after}")
+    load.check(referee)
 
 
 def test_ten_thousand_bad_frames(steered: Server, endpoint: Path, referee: Referee, prompts: list[list[int]]) -> None:
@@ -197,15 +216,15 @@ def test_ten_thousand_bad_frames(steered: Server, endpoint: Path, referee: Refer
         router.wait_for_hello()
         before = status(steered)["link"]
         router.repeat(newer)
-        wait_until(lambda: status(steered)["plan_id"] == newer.plan_id, 10)
+        eventually(lambda: status(steered)["plan_id"] == newer.plan_id, 10)
         for _ in range(20):
             # A router drops what its pipe does not hold, so wait for each portion.
             seen = status(steered)["link"]
             portion = [frame for frame in bad for _ in range(50)] + [replay] * 100
             router.send(*portion)
-            wait_until(lambda seen=seen: total(status(steered)["link"]) >= total(seen) + 500, 60)
+            eventually(lambda seen=seen: total(status(steered)["link"]) >= total(seen) + 500, 60)
         found = status(steered)
-    check(load, referee, prompts)
+    load.check(referee)
     assert total(found["link"]) - total(before) == 10_000
     assert found["link"]["replayed"] - before["replayed"] == 2000
     assert found["plan_id"] == newer.plan_id
@@ -222,20 +241,20 @@ def total(link: dict[str, Any]) -> int:
 
 
 def test_the_sockets_path_is_deleted(
-    steered: Server, endpoint: Path, referee: Referee, prompts: list[list[int]], tmp_path: Path
+    steered: Server, endpoint: Path, referee: Referee, prompts: list[list[int]]
 ) -> None:
     """The policy process binds again, or is started anew at the path: it is found within two seconds."""
-    with PolicyProcess(endpoint, 1, tmp_path / "policy.log") as policy, Load(steered, prompts) as load:
-        wait_until(lambda: status(steered)["source"] == "policy" and status(steered)["gamma"] == 1, 30)
+    with static(endpoint, 1) as policy, Load(steered, prompts) as load:
+        eventually(lambda: steered_by(steered, "policy") and status(steered)["gamma"] == 1, 30)
         endpoint.unlink()
         time.sleep(3)
-        wait_until(lambda: status(steered)["source"] == "policy" and status(steered)["gamma"] == 1, 2)
+        eventually(lambda: steered_by(steered, "policy") and status(steered)["gamma"] == 1, 2)
         policy.kill()
-        wait_until(lambda: status(steered)["source"] == "fallback", 5)
+        eventually(lambda: steered_by(steered, "fallback"), 5)
         policy.start()
-        wait_until(endpoint.exists, 30)
-        assert wait_until(lambda: status(steered)["source"] == "policy", 10) < 2
-    check(load, referee, prompts)
+        eventually(endpoint.exists, 30)
+        assert seconds_until(lambda: steered_by(steered, "policy"), 10) < 2
+    load.check(referee)
 
 
 def test_an_idle_server_rests_and_still_listens(steered: Server, endpoint: Path) -> None:
@@ -259,3 +278,19 @@ def test_an_idle_server_rests_and_still_listens(steered: Server, endpoint: Path)
         steered.generate("Hello", max_new_tokens=8, ignore_eos=True)
         router.wait_for(lambda: len(router.records()) > before)
         assert router.records()[before].gamma == 5
+
+
+def test_64_clients_that_hang_up_while_gamma_flips(steered: Server, endpoint: Path) -> None:
+    """γ=0, its journal and the way back included; then the server ends as it should. The last test here: it ends it."""
+    before = status(steered)["counters"]
+    with Router(endpoint, repeat_s=0.05) as router:
+        router.wait_for_hello()
+        router.repeat(flips(7))
+        hang_ups(steered)
+        used = [record.gamma for record in router.records()]
+    after = status(steered)["counters"]
+    assert set(used) == set(CANDIDATES)
+    assert sum(a != b for a, b in itertools.pairwise(used)) > 20
+    assert after["errors"] == before["errors"] == 0
+    steered.process.terminate()
+    assert steered.process.wait(60) == 0

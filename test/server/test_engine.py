@@ -1,20 +1,22 @@
-"""``sglang.Engine`` inside a program, after ``import sglang_nightjar`` and without any other setting.
+"""``sglang.Engine`` inside a program, after ``import sglang_nightjar``, which needs no setting.
 
 Each case is a process of its own: shutting an engine down ends every child of its process.
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers.serving import clean_environment
+from helpers.serving import alive, clean_environment
 
 pytestmark = pytest.mark.server
 
 PROGRAM = """
 import sglang_nightjar
 import sglang as sgl
+from sglang_nightjar.supervise import policy_process
 
 def main():
     engine = sgl.Engine(
@@ -29,8 +31,12 @@ def main():
     print("BATCH", len(batch))
     args = engine.server_args
     print("SETTINGS", args.page_size, args.max_running_requests is not None)
+    setup = policy_process.current()
+    folder = setup.endpoint.removeprefix("ipc://").rpartition("/")[0]
+    rank = engine.get_server_info()["internal_states"][0]["nightjar"]
+    print("POLICY", setup.policy, rank["source"], rank["gamma"], setup.supervisor.pid, folder, flush=True)
     engine.shutdown()
-    print("DONE")
+    print("DONE", policy_process.current())
 
 if __name__ == "__main__":
     main()
@@ -44,10 +50,21 @@ def test_engine(how: str, target: Path, draft: Path, tmp_path: Path) -> None:
     if how == "script":
         (tmp_path / "program.py").write_text(program)
         command = [sys.executable, str(tmp_path / "program.py")]
-    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=400)
+    (tmp_path / "nightjar.yaml").write_text("policy: {name: static, params: {gamma: 2}}\n")
+    settings = {"NIGHTJAR_CONFIG": str(tmp_path / "nightjar.yaml")} if how == "script" else {}
+    environment = clean_environment(**settings)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
-    for line in ("TEXT Paris", "VERIFIED True", "CHUNKS True", "BATCH 2", "SETTINGS 1 True", "DONE"):
+    for line in ("TEXT Paris", "VERIFIED True", "CHUNKS True", "BATCH 2", "SETTINGS 1 True", "DONE None"):
         assert line in done.stdout
+    # It has a policy process too, which ends with it.
+    [(policy, source, gamma, pid, folder)] = re.findall(
+        r"^POLICY (\S+) (\S+) (\d) (\d+) (\S+)$", done.stdout, re.MULTILINE
+    )
+    assert source == "policy"
+    assert (policy, gamma) == ("static", "2") if how == "script" else policy == "nightjar"
+    assert not alive(int(pid))
+    assert not Path(folder).exists()
 
 
 def test_what_a_cpu_can_not_do_is_said_at_once(target: Path, draft: Path) -> None:

@@ -9,24 +9,26 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.processes import is_steered, policy_processes, sockets_folder
 from helpers.serving import LAUNCHER, Server, alive, clean_environment, free_port, gamma_flags
+from helpers.waiting import eventually
 
 pytestmark = pytest.mark.server
 
 
 def wait_for_exit(server: Server, children: list[int]) -> int:
     code = server.process.wait(60)
-    deadline = time.monotonic() + 10
-    while any(map(alive, children)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [pid for pid in children if alive(pid)]
+    eventually(lambda: not any(map(alive, children)), 10)
     return code
 
 
 def test_sigterm_finishes_what_is_running(eagle_flags: list[str], tmp_path: Path) -> None:
+    """And leaves nothing of the policy process, its socket's folder included."""
     with Server([*eagle_flags, *gamma_flags(3)], tmp_path / "log") as server:
-        children = server.children()
-        assert len(children) >= 2
+        eventually(lambda: is_steered(server), 60)
+        children, folder = server.children(), sockets_folder(server)
+        # The scheduler, the detokenizer, the policy process and its worker.
+        assert len(children) >= 4
         answers: list[dict] = []
         request = threading.Thread(
             target=lambda: answers.append(server.generate("Once upon a time", max_new_tokens=64, ignore_eos=True))
@@ -36,12 +38,18 @@ def test_sigterm_finishes_what_is_running(eagle_flags: list[str], tmp_path: Path
         server.process.send_signal(signal.SIGTERM)
         request.join(120)
         assert wait_for_exit(server, children) == 0
+        assert not folder.exists()
     assert answers[0]["meta_info"]["completion_tokens"] == 64
 
 
-def test_ctrl_c_in_a_terminal(plain_flags: list[str], tmp_path: Path) -> None:
-    """A terminal sends it to the whole process group."""
+def test_without_a_draft_there_is_no_policy_process_and_ctrl_c_ends_it(plain_flags: list[str], tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to the whole process group."""
     with Server(plain_flags, tmp_path / "log") as server:
+        policy = server.get("/nightjar/status")["policy"]
+        assert policy_processes(server) == []
+        assert (policy["name"], policy["state"]) == ("off", "running")
+        assert "does not speculate" in policy["detail"]
+        assert server.generate("Hello", max_new_tokens=4)["text"]
         children = server.children()
         os.killpg(server.process.pid, signal.SIGINT)
         assert wait_for_exit(server, children) == 130

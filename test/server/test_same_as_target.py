@@ -30,29 +30,28 @@ SMALLEST_P = 1e-5
 
 @dataclass(frozen=True)
 class Plain:
-    """What the target says without speculation: greedy continuations of all prompts, and the logprobs of some."""
+    """What the target says without speculation.
+
+    Attributes:
+        continuations: greedy ones of all prompts.
+        logprobs: those of some prompts and their answers.
+        draws: sampled continuations, one list for each of SAMPLED.
+    """
 
     continuations: list[list[int]]
     logprobs: list[dict[str, Any]]
+    draws: list[list[tuple[int, ...]]]
 
 
 @pytest.fixture(scope="module")
 def plain(plain_flags: list[str], prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Plain:
     """Its server is stopped again at once: only one more than the shared one runs at any time."""
     with Server(plain_flags, tmp_path_factory.mktemp("plain") / "log") as running:
-        return Plain(greedy(running, prompts, BATCH), logprobs(running, prompts))
-
-
-@pytest.fixture(scope="module")
-def plain_draws(plain_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[list[tuple[int, ...]]]:
-    """Sampled continuations without speculation, one list for each of SAMPLED."""
-    with Server(plain_flags, tmp_path_factory.mktemp("plain") / "log") as running:
-        return [draw(running, text, params)[0] for text, params in SAMPLED]
-
-
-@pytest.fixture(scope="module")
-def referee(target: Path) -> Referee:
-    return Referee(target)
+        return Plain(
+            greedy(running, prompts, BATCH),
+            logprobs(running, prompts),
+            [draw(running, text, params)[0] for text, params in SAMPLED],
+        )
 
 
 @pytest.fixture(scope="module")
@@ -202,10 +201,10 @@ def draw(server: Server, text: str, params: dict[str, Any]) -> tuple[list[tuple[
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["temperature 1", "temperature 0.7 top-p 0.9"])
-def test_sampled(server: Server, plain_draws: list[list[tuple[int, ...]]], which: int) -> None:
+def test_sampled(server: Server, plain: Plain, which: int) -> None:
     """Next-token frequencies agree: alone at every position, and for pairs of neighbours."""
     ours, accepted = draw(server, *SAMPLED[which])
-    theirs = plain_draws[which]
+    theirs = plain.draws[which]
     assert len(ours) == len(theirs) == DRAWS
     # Both branches of rejection sampling were taken often, or the comparison would say little.
     assert 0.05 < accepted < 0.95

@@ -1,21 +1,17 @@
 """Nightjar's HTTP routes and series on a running server."""
 
-import json
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.serving import Server
+from helpers.waiting import eventually
 
 from sglang_nightjar import cli
 
 pytestmark = pytest.mark.server
-
-ADMIN, USER = "admin-key", "user-key"
 
 BROKEN_POLICY = """
 from sglang_nightjar.core.policy import Policy
@@ -24,34 +20,6 @@ class Broken(Policy):
     def __init__(self, params, seed):
         raise RuntimeError("not today")
 """
-
-
-@pytest.fixture(scope="module")
-def steered(eagle_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("steered")
-    (folder / "nightjar.yaml").write_text("policy: {name: static, params: {gamma: 2}}\nshadow: [{name: ema}]\n")
-    flags = [*eagle_flags, "--nightjar-config", str(folder / "nightjar.yaml"), "--enable-metrics"]
-    with Server([*flags, "--admin-api-key", ADMIN, "--api-key", USER], folder / "log", key=USER) as server:
-        server.generate("Once upon a time", max_new_tokens=32, ignore_eos=True)
-        yield server
-
-
-def put(server: Server, body: Any, key: str | None = ADMIN) -> tuple[int, dict[str, Any]]:
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(server.url + "/nightjar/policy", data, headers, method="PUT")
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def test_status_has_everything_that_scripts_rely_on(steered: Server) -> None:
@@ -77,19 +45,20 @@ def test_the_users_key_is_wanted(steered: Server) -> None:
 
 def test_a_change_of_policy_changes_gamma_and_is_counted(steered: Server) -> None:
     swaps = steered.get("/nightjar/status")["counters"]["policy_swaps"]
-    code, answer = put(steered, {"name": "static", "params": {"gamma": 4}})
+    code, answer = steered.put_policy({"name": "static", "params": {"gamma": 4}})
     assert (code, answer["policy"]["params"]) == (200, {"gamma": 4})
     steered.generate("Once upon a time", max_new_tokens=32, ignore_eos=True)
     status = steered.get("/nightjar/status")
     assert (status["ranks"][0]["gamma"], status["counters"]["policy_swaps"]) == (4, swaps + 1)
     decisions = steered.get("/nightjar/decisions?n=1000")["decisions"]
     assert any(decision["gammas"] == [[1, None, 4]] and not decision["shadow"] for decision in decisions)
-    assert put(steered, {"name": "static", "params": {"gamma": 2}})[0] == 200
+    assert steered.put_policy({"name": "static", "params": {"gamma": 2}})[0] == 200
 
 
-@pytest.mark.parametrize("key", [None, "wrong", USER])
-def test_without_the_admin_key_nothing_changes(steered: Server, key: str | None) -> None:
-    code, answer = put(steered, {"name": "static", "params": {"gamma": 5}}, key)
+@pytest.mark.parametrize("whose", ["nobody", "wrong", "user"])
+def test_without_the_admin_key_nothing_changes(steered: Server, whose: str) -> None:
+    key = {"nobody": None, "wrong": "wrong", "user": steered.key}[whose]
+    code, answer = steered.put_policy({"name": "static", "params": {"gamma": 5}}, key)
     assert code == 401 and answer["error"]
     assert steered.get("/nightjar/status")["policy"]["params"] == {"gamma": 2}
 
@@ -107,7 +76,7 @@ def test_without_the_admin_key_nothing_changes(steered: Server, key: str | None)
     ],
 )
 def test_what_can_not_work_leaves_the_old_policy(steered: Server, body: Any, said: str) -> None:
-    code, answer = put(steered, body)
+    code, answer = steered.put_policy(body)
     assert code == 400 and said in answer["error"]
     assert (answer["policy"]["name"], answer["policy"]["params"]) == ("static", {"gamma": 2})
     assert steered.get("/nightjar/status")["policy"]["state"] == "running"
@@ -115,20 +84,23 @@ def test_what_can_not_work_leaves_the_old_policy(steered: Server, body: Any, sai
 
 def test_a_policy_that_can_not_be_made_leaves_the_old_one(steered: Server, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(BROKEN_POLICY)
-    code, answer = put(steered, {"path": str(tmp_path / "broken.py")})
+    code, answer = steered.put_policy({"path": str(tmp_path / "broken.py")})
     assert code == 400 and "not today" in answer["error"]
     assert (answer["policy"]["name"], answer["policy"]["state"]) == ("static", "running")
 
 
 def test_the_commands(steered: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["status", "--url", steered.url, "--key", USER]) == 0
+    assert cli.main(["status", "--url", steered.url, "--key", steered.key]) == 0
     assert "policy    static 1 (gamma=2), running" in capsys.readouterr().out
     arguments = ["policy", "set", "static", "--param", "gamma=3", "--url", steered.url, "--key"]
-    assert cli.main([*arguments, USER]) == 1
+    assert cli.main([*arguments, steered.key]) == 1
     assert "key" in capsys.readouterr().err
-    assert cli.main([*arguments, ADMIN]) == 0
+    assert cli.main([*arguments, steered.admin_key]) == 0
     assert "now in charge: static 1 (gamma=3)" in capsys.readouterr().out
-    assert cli.main(["policy", "set", "static", "--param", "gamma=2", "--url", steered.url, "--key", ADMIN]) == 0
+    assert (
+        cli.main(["policy", "set", "static", "--param", "gamma=2", "--url", steered.url, "--key", steered.admin_key])
+        == 0
+    )
 
 
 def test_series(steered: Server) -> None:
@@ -149,7 +121,7 @@ def test_series(steered: Server) -> None:
         return steered.get("/nightjar/status")["ranks"][0]["draft_tokens"]
 
     # The agent may take up the last iteration after the answer has gone.
-    wait_until(lambda: value("verified_requests_total") == totals()["verified"] > 0)
+    eventually(lambda: value("verified_requests_total") == totals()["verified"] > 0)
     assert value("accepted_draft_tokens_total", rank="0") == totals()["accepted"]
     assert value("gamma", rank="0") == 2
     assert value("seconds_by_gamma_total", gamma="2")
@@ -161,7 +133,7 @@ def test_series(steered: Server) -> None:
 
 
 def test_the_page_is_served(steered: Server) -> None:
-    request = urllib.request.Request(steered.url + "/nightjar", headers={"Authorization": f"Bearer {USER}"})
+    request = urllib.request.Request(steered.url + "/nightjar", headers={"Authorization": f"Bearer {steered.key}"})
     with urllib.request.urlopen(request, timeout=10) as response:
         assert response.headers["Content-Type"].startswith("text/html")
         assert b"Requests decoded together" in response.read()
