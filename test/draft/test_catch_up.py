@@ -13,7 +13,7 @@ from sglang_nightjar.draft.coverage import Coverage
 from sglang_nightjar.draft.extend import Piece
 from sglang_nightjar.draft.journal import Journal
 
-WIDTH, SLOTS, ROWS = 2, 1000, 8
+WIDTH, SLOTS, ROWS = 2, 1200, 12
 
 
 class Scene:
@@ -34,6 +34,7 @@ class Scene:
                 SimpleNamespace(
                     origin_input_ids=[10_000 * row + p for p in range(3)],
                     output_ids=[10_000 * row + p for p in range(3, length + 1)],
+                    sampling_params=SimpleNamespace(max_new_tokens=500),
                 )
                 for row, length in zip(rows.tolist(), lengths, strict=True)
             ],
@@ -67,12 +68,21 @@ class Scene:
         self.coverage.skipped(slots)
         self.coverage.uncertain[row] = True
 
+    def share(self, length: int) -> None:
+        """The first positions of all requests are in the slots of the first one, as found in the radix cache."""
+        self.batch.req_to_token_pool.req_to_token[:, :length] = 100 + torch.arange(length)
+        for req in self.batch.reqs:
+            req.origin_input_ids = self.batch.reqs[0].origin_input_ids
+            req.output_ids[: length - 2] = self.batch.reqs[0].output_ids[: length - 2]
+
+    def slot(self, piece: Piece) -> range:
+        line = self.batch.req_to_token_pool.req_to_token[piece.index + 1]
+        return range(int(line[piece.first]), int(line[piece.last - 1]) + 1)
+
     def _extend(self, _worker: Any, batch: Any, pieces: list[Piece], slots: Any, hidden: Any, tokens: Any) -> Any:
         assert hidden[:, 0].tolist() == slots.tolist()
-        rows = [piece.index + 1 for piece in pieces for _ in range(len(piece))]
-        positions = [p for piece in pieces for p in range(piece.first, piece.last)]
-        assert slots.tolist() == [100 * row + p for row, p in zip(rows, positions, strict=True)]
-        assert tokens.tolist() == [10_000 * row + p + 1 for row, p in zip(rows, positions, strict=True)]
+        assert slots.tolist() == [slot for piece in pieces for slot in self.slot(piece)]
+        assert tokens.tolist() == [10_000 * (slot // 100) + slot % 100 + 1 for slot in slots.tolist()]
         self.filled += pieces
         logits = torch.zeros(len(pieces), 50)
         for number, piece in enumerate(pieces):
@@ -157,3 +167,45 @@ def test_returns_from_the_journal_are_timed_and_others_are_not(monkeypatch: pyte
     scene.miss(2, [39], journalled=False)
     scene.run()
     assert scene.catch_up.watch.finished() == []
+
+
+def test_a_prefix_that_requests_share_is_filled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, [30] * 10)
+    scene.share(20)
+    scene.miss(1, list(range(20)))
+    for row in range(1, 11):
+        scene.miss(row, list(range(20 + row // 2, 30)))
+    scene.run()
+    assert scene.catch_up.tokens == 20 + sum(10 - row // 2 for row in range(1, 11))
+
+
+def test_a_prefix_that_was_filled_for_a_request_in_another_batch_is_not_filled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(monkeypatch, [30, 30])
+    scene.share(20)
+    scene.miss(1, list(range(20)))
+    scene.coverage.start(2, 20, 0, [(0, 20)])
+    scene.coverage.wrote(torch.arange(100, 120))
+    scene.coverage.uncertain[1] = False
+    assert scene.catch_up.step(scene.batch)
+    assert scene.catch_up.tokens == 0
+
+
+@pytest.mark.parametrize("left, pays", [(7, False), (9, True)])
+def test_coming_back_is_left_alone_where_it_cannot_pay(monkeypatch: pytest.MonkeyPatch, left: int, pays: bool) -> None:
+    """24 positions that the journal lost are 6 passes; 3 drafts of which all are accepted save 3 steps of 4."""
+    scene = Scene(monkeypatch, [40, 10])
+    scene.miss(1, list(range(10, 34)), journalled=False)
+    scene.miss(1, list(range(34, 40)))
+    for req, tokens in zip(scene.batch.reqs, (left, left - 1), strict=True):
+        req.sampling_params.max_new_tokens = len(req.output_ids) + tokens
+    assert scene.catch_up.can_pay(scene.batch, 3) is pays
+    assert scene.catch_up.too_dear == (not pays)
+
+
+def test_what_the_journal_has_always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, [40])
+    scene.miss(1, list(range(10, 40)))
+    scene.batch.reqs[0].sampling_params.max_new_tokens = len(scene.batch.reqs[0].output_ids) + 1
+    assert scene.catch_up.can_pay(scene.batch, 3)

@@ -20,7 +20,7 @@ def test_a_draft_that_never_stopped_costs_nothing_and_lacks_nothing() -> None:
     made = coverage()
     made.wrote(torch.tensor([3]))
     assert not made.used
-    assert made.any_stale([torch.tensor([1, 2])]) == [False]
+    assert made.stale_runs([torch.tensor([1, 2])]) == [[]]
     assert made.lags(np.array([1, 2])) == (0, 0)
 
 
@@ -38,7 +38,7 @@ def test_lag_is_counted_and_filled_from_the_front() -> None:
 def test_a_prefix_with_holes_is_looked_up() -> None:
     made = coverage()
     made.skipped(torch.tensor([1, 2, 5, 9, 10]))
-    made.start(4, lag=2, uncertain=True)
+    made.uncertain[4] = True
     made.recount(4, torch.tensor([1, 2, 3, 5, 6, 9, 10]))
     assert made.missing(4, 7) == [(0, 2), (3, 4), (5, 7)]
     assert made.lags(np.array([4])) == (5, 5)
@@ -55,19 +55,29 @@ def test_a_new_request_in_the_row_starts_afresh() -> None:
     made.skipped(torch.tensor([1]))
     made.recount(3, torch.tensor([1, 2]))
     assert made.missing(3, 2)
-    made.start(3, lag=0, uncertain=False)
+    made.start(3, 0, 0, [])
     assert made.missing(3, 2) == []
 
 
 def test_stale_spans_moved_slots_and_slots_written_again() -> None:
     made = coverage()
     made.skipped(torch.tensor([40, 41]))
-    assert made.any_stale([torch.tensor([1, 40]), torch.tensor([], dtype=torch.int64), torch.tensor([5])]) == [
-        True,
-        False,
-        False,
-    ]
+    spans = [torch.tensor([1, 40]), torch.tensor([], dtype=torch.int64), torch.tensor([5])]
+    assert made.stale_runs(spans) == [[(1, 2)], [], []]
     made.moved(torch.tensor([40, 3]), torch.tensor([7, 8]))
-    assert made.any_stale([torch.tensor([7]), torch.tensor([8])]) == [True, False]
+    assert made.stale_runs([torch.tensor([7]), torch.tensor([8])]) == [[(0, 1)], []]
     made.wrote(torch.tensor([7]))
-    assert made.any_stale([torch.tensor([7])]) == [False]
+    assert made.stale_runs([torch.tensor([7])]) == [[]]
+
+
+def test_a_stale_prefix_counts_from_the_prompt_on() -> None:
+    """Policies see the lag before anything of it is made good."""
+    made = coverage()
+    made.skipped(torch.tensor([1, 2, 5, 9, 10, 11]))
+    prefix = torch.tensor([1, 2, 3, 5])
+    [behind] = made.stale_runs([prefix])
+    made.start(4, len(prefix), 3, behind)
+    assert made.lags(np.array([4])) == (6, 6)
+    assert made.missing(4, 7) == [(0, 2), (3, 7)]
+    made.start(5, len(prefix), 0, behind)
+    assert made.lags(np.array([4, 5])) == (6, 9)

@@ -199,9 +199,9 @@ def test_one_of_several_ranks_ends_when_it_cannot_catch_up() -> None:
     """At γ=0 alone it would leave the others waiting for good."""
     keeper = object.__new__(Upkeep)
     keeper.available, keeper.failures = True, 0
-    keeper.catch_up = SimpleNamespace(step=lambda _batch: 1 / 0)
+    keeper.catch_up = SimpleNamespace(can_pay=lambda *_: True, step=lambda _batch: 1 / 0)
     keeper._scheduler = SimpleNamespace(ps=SimpleNamespace(tp_size=1))
-    assert keeper._ready(None) is False
+    assert keeper._ready(None, 3) is False
     keeper._scheduler.ps.tp_size = 2
     with pytest.raises(ZeroDivisionError):
-        keeper._ready(None)
+        keeper._ready(None, 3)

@@ -7,6 +7,7 @@ state from which its next draft starts, exactly as after a prefill.
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from sglang_nightjar.draft.coverage import Coverage
@@ -28,11 +29,12 @@ class CatchUp:
     Attributes:
         steps, tokens, recomputed: pieces of work, positions filled, and those of them whose hidden states were no
             longer in the journal; since the start.
+        too_dear: iterations without drafts because coming back could not pay.
         watch: how long it takes to make a batch ready, from the journal alone.
     """
 
     def __init__(self, worker: Any, coverage: Coverage, journal: Journal, tokens_per_step: int | None = None):
-        self.steps = self.tokens = self.recomputed = 0
+        self.steps = self.tokens = self.recomputed = self.too_dear = 0
         self.watch = Stopwatch(worker.device)
         self._worker = worker
         self._coverage = coverage
@@ -52,6 +54,26 @@ class CatchUp:
         found = {index: coverage.missing(int(row), lengths[index]) for index, row in enumerate(rows)}
         return {index: runs for index, runs in found.items() if runs}
 
+    def can_pay(self, batch: Any, gamma: int) -> bool:
+        """False if making ``batch`` ready for ``gamma`` drafts is sure to cost more than these can save.
+
+        What the journal has lost is computed in pieces, each a pass of the target, about as dear as a decode step. At
+        best all drafts are accepted until the last request ends, which saves ``gamma`` steps of ``gamma + 1``. Counted
+        and not timed, because all ranks of a TP group must find the same.
+        """
+        missing = self.missing(batch)
+        if not missing:
+            return True
+        spans = [slots_of(batch, Piece(index, *run)) for index, found in missing.items() for run in found]
+        lost = int((~self._journal.find(torch.unique(torch.cat(spans))).present).sum())
+        if not lost:
+            return True
+        passes = -(-lost // max(1, self._tokens_per_step // RECOMPUTE_WEIGHT))
+        left = max(req.sampling_params.max_new_tokens - len(req.output_ids) for req in batch.reqs)
+        pays = passes < left * gamma / (gamma + 1)
+        self.too_dear += not pays
+        return pays
+
     def step(self, batch: Any) -> bool:
         """One bounded piece of work for the requests of ``batch``, before it decodes; True if nothing is missing."""
         missing = self.missing(batch)
@@ -65,9 +87,8 @@ class CatchUp:
         lengths = (batch.seq_lens_cpu if batch.seq_lens_cpu is not None else batch.seq_lens.cpu()).tolist()
         while missing and budget > 0:
             pieces, budget = self._choose(batch, missing, budget)
-            if not pieces:
-                break
-            self._fill(batch, pieces, lengths)
+            if pieces:
+                self._fill(batch, pieces, lengths)
             missing = self.missing(batch)
         self.watch.stop(self.tokens - before, ends=not missing, counts=self.recomputed == recomputed)
         return not missing
@@ -75,21 +96,31 @@ class CatchUp:
     def _choose(self, batch: Any, missing: dict[int, list[tuple[int, int]]], budget: int) -> tuple[list[Piece], int]:
         """The next piece of each request, in their order in the batch, for at most ``budget``; and what is left of it.
 
-        A piece is all in the journal, or all not.
+        A piece is all in the journal, or all not. Slots that requests share are filled for the first of them; the
+        others are looked up again.
         """
+        candidates = [Piece(index, first, min(last, first + budget)) for index, ((first, last), *_) in missing.items()]
+        slots = torch.cat([slots_of(batch, piece) for piece in candidates])
+        present = self._journal.find(slots).present.numpy()
+        ids, stale = torch.stack((slots, self._coverage.stale[slots].to(torch.int64))).cpu().numpy()
         chosen: list[Piece] = []
-        for index, found in missing.items():
+        taken: list[np.ndarray] = []
+        end = 0
+        for piece in candidates:
             if budget <= 0:
                 break
-            first, last = found[0]
-            piece = Piece(index, first, min(last, first + budget))
-            present = self._journal.find(slots_of(batch, piece)).present
-            kept = bool(present[0])
-            changes = torch.nonzero(present != kept).flatten()
-            length = int(changes[0]) if len(changes) else len(piece)
-            weight = 1 if kept else RECOMPUTE_WEIGHT
-            length = min(length, max(1, budget // weight))
-            chosen.append(Piece(index, first, first + length))
+            part = slice(end, end + len(piece))
+            end = part.stop
+            wanted = (stale[part] != 0) & (present[part] == present[part.start])
+            if taken:
+                wanted &= ~np.isin(ids[part], np.concatenate(taken))
+            if not wanted[0]:
+                self._coverage.uncertain[int(batch.req_pool_indices_cpu[piece.index])] = True
+                continue
+            weight = 1 if present[part.start] else RECOMPUTE_WEIGHT
+            length = min(int(np.argmin([*wanted, False])), max(1, budget // weight))
+            chosen.append(Piece(piece.index, piece.first, piece.first + length))
+            taken.append(ids[part.start : part.start + length])
             budget -= length * weight
         return chosen, budget
 

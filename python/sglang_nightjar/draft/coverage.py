@@ -22,8 +22,8 @@ class Coverage:
         stale: bool ``[slots]`` on the pool's device; True where the target wrote a token and the draft did not.
         lag: int64 ``[rows]`` on the host: of the request in each row of ``req_to_token``, the newest positions in a row
             that are stale.
-        uncertain: bool ``[rows]`` on the host: the row may hold stale slots that ``lag`` does not count, such as those
-            of a prefix from the radix cache.
+        uncertain: bool ``[rows]`` on the host: ``lag`` and ``holes`` are to be looked up again, because the radix cache
+            exchanged slots of the row, or slots were filled for another request.
         holes: older stale runs of a request, by row, oldest first.
         used: whether a slot was ever stale. Until then nothing is marked and nothing costs anything.
     """
@@ -50,22 +50,29 @@ class Coverage:
         if self.used:
             self.stale[target] = self.stale[source]
 
-    def any_stale(self, spans: Sequence[torch.Tensor]) -> list[bool]:
-        """For each span of slots whether it has a stale one. Waits for the device if there ever was one."""
-        if not self.used:
-            return [False] * len(spans)
+    def stale_runs(self, spans: Sequence[torch.Tensor]) -> list[list[Run]]:
+        """For each span of slots its stale runs. Waits for the device if there ever was one."""
         lengths = [len(span) for span in spans]
-        if not sum(lengths):
-            return [False] * len(spans)
+        if not self.used or not sum(lengths):
+            return [[] for _ in spans]
         stale = self.stale[torch.cat(list(spans)).to(torch.int64)].cpu().numpy()
         ends = np.cumsum([0, *lengths])
-        return [bool(stale[first:last].any()) for first, last in zip(ends[:-1], ends[1:], strict=True)]
+        return [runs(stale[first:last]) for first, last in zip(ends[:-1], ends[1:], strict=True)]
 
-    def start(self, row: int, lag: int, uncertain: bool) -> None:
-        """A request's prompt, or another piece of it, was computed in ``row``."""
+    def start(self, row: int, first: int, lag: int, behind: Sequence[Run]) -> None:
+        """A request's prompt, or another piece of it, was computed in ``row``.
+
+        It begins at position ``first``, its ``lag`` positions are stale (all, or 0), and so are the runs ``behind`` it.
+        """
+        found = list(behind)
+        if lag and found and found[-1][1] == first:
+            lag += first - found.pop()[0]
         self.lag[row] = lag
-        self.uncertain[row] = uncertain
-        self.holes.pop(row, None)
+        self.uncertain[row] = False
+        if found:
+            self.holes[row] = found
+        else:
+            self.holes.pop(row, None)
 
     def recount(self, row: int, slots: torch.Tensor) -> None:
         """Look all ``slots`` of the request in ``row`` up. Waits for the device."""
@@ -96,7 +103,7 @@ class Coverage:
                 del self.holes[row]
 
     def lags(self, rows: np.ndarray) -> tuple[int, int]:
-        """(largest, total) number of stale positions of the requests in ``rows``, as far as it is known."""
+        """(largest, total) number of stale positions of the requests in ``rows``; one that two share counts twice."""
         if not self.used or not len(rows):
             return 0, 0
         lag = self.lag[rows]

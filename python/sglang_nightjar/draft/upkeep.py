@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
-from sglang_nightjar.agent.link import rate_limited
 from sglang_nightjar.agent.selector import GammaSelector
 from sglang_nightjar.core.switch_costs import SwitchCosts
 from sglang_nightjar.draft import agreement
@@ -21,6 +21,7 @@ from sglang_nightjar.draft.catch_up import CatchUp
 from sglang_nightjar.draft.coverage import Coverage
 from sglang_nightjar.draft.journal import Journal
 from sglang_nightjar.draft.reserve import Reserve
+from sglang_nightjar.once_a_minute import rate_limited
 from sglang_nightjar.patches.seams import Seam
 
 #: The cell (lag, batch size) by which news are told, and what is news.
@@ -122,7 +123,7 @@ class Upkeep:
     def before_decode(self, batch: Any) -> None:
         """Before a decode batch is launched: make it ready for drafts if it is to have some, or hold γ at 0."""
         wanted = self._selector.decision.gamma_for(max(1, len(batch.reqs)))
-        self._selector.held = wanted > 0 and (self.reserve.gamma < wanted or not self._ready(batch))
+        self._selector.held = wanted > 0 and (self.reserve.gamma < wanted or not self._ready(batch, wanted))
 
     def settle_reserve(self, batch: Any, fits: Callable[[], bool]) -> bool:
         """Before a decode batch gets its slots: whether there are enough, which ``fits`` says for `Reserve.gamma`."""
@@ -134,16 +135,16 @@ class Upkeep:
         """In the place of ``EagleDraftWorker._draft_extend_for_prefill``; returns its ``EagleDraftInput``."""
         rows, coverage = batch.req_pool_indices_cpu.tolist(), self.coverage
         table = batch.req_to_token_pool.req_to_token
-        behind = coverage.any_stale([table[row, :n] for row, n in zip(rows, batch.prefix_lens, strict=True)])
+        behind = coverage.stale_runs([table[row, :n] for row, n in zip(rows, batch.prefix_lens, strict=True)])
         # A draft's row depends on those before it, so a prompt behind stale slots waits for them.
         if self.available and (mm is not None or (self._wants_drafts(len(rows)) and not any(behind))):
             coverage.wrote(batch.out_cache_loc)
-            for row, stale in zip(rows, behind, strict=True):
-                coverage.start(row, 0, stale)
+            for row, first, stale in zip(rows, batch.prefix_lens, behind, strict=True):
+                coverage.start(row, first, 0, stale)
             return original(batch, hidden, next_tokens, mm)
         self._note_prompt(batch, hidden, next_tokens)
-        for row, stale, length in zip(rows, behind, batch.extend_lens, strict=True):
-            coverage.start(row, length, stale)
+        for row, first, length, stale in zip(rows, batch.prefix_lens, batch.extend_lens, behind, strict=True):
+            coverage.start(row, first, length, stale)
         return self._no_draft(next_tokens)
 
     def extend_after_decode(self, original: Callable[..., Any], batch: Any, result: Any, steps: int) -> None:
@@ -174,13 +175,10 @@ class Upkeep:
 
     def lag(self) -> tuple[int, int]:
         """Positions that the draft's cache lacks of running requests: of the worst one, of all."""
-        running = self._scheduler.running_batch
-        return self.coverage.lags(running.req_pool_indices_cpu.numpy()) if running.reqs else (0, 0)
-
-    def moved(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """KV slots ``source`` (int64 ``[n]``) now live in ``target``."""
-        self.coverage.moved(source, target)
-        self.journal.moved(source, target)
+        if not self.coverage.used:
+            return 0, 0
+        rows = [req.req_pool_idx for req in self._scheduler.running_batch.reqs if req.req_pool_idx is not None]
+        return self.coverage.lags(np.array(rows, dtype=np.int64))
 
     def status(self) -> dict[str, Any]:
         """For ``GET /nightjar/status``: plain JSON types."""
@@ -196,6 +194,7 @@ class Upkeep:
                 "pieces": self.catch_up.steps,
                 "tokens": self.catch_up.tokens,
                 "recomputed": self.catch_up.recomputed,
+                "too_dear": self.catch_up.too_dear,
                 "failures": self.failures,
                 "returns": self.returns,
                 "recent": [list(entry) for entry in self._recent.copy()],
@@ -219,10 +218,12 @@ class Upkeep:
         if self.coverage.used:
             self.coverage.uncertain[row] = True
 
-    def _ready(self, batch: Any) -> bool:
+    def _ready(self, batch: Any, gamma: int) -> bool:
         if not self.available:
             return False
         try:
+            if not self.catch_up.can_pay(batch, gamma):
+                return False
             is_ready = self.catch_up.step(batch)
             for positions, ns in self.catch_up.watch.finished():
                 self.costs.observe(positions, ns)
@@ -235,7 +236,7 @@ class Upkeep:
                 raise
             # Without drafts the requests are served all the same.
             self.failures += 1
-            rate_limited.warning("catching the draft up failed, γ stays 0: %r", error)
+            rate_limited.warning("Nightjar: catching the draft up failed, γ stays 0: %r", error)
             logger.debug("Nightjar: catching up failed", exc_info=True)
             return False
 
