@@ -25,6 +25,9 @@ SEAMS = (
     Seam(f"{_CLASS}.init_memory_pools", (), "hook", "to move the draft's weights before graphs are captured"),
     Seam(f"{_CLASS}.init_request_dispatcher", (), "hook", "to start once the scheduler is complete"),
     Seam(f"{_CLASS}.get_next_batch_to_run", ("running_batch", "last_batch"), "hook", "between two iterations"),
+    Seam(
+        f"{_CLASS}.init_req_max_new_tokens", ("req",), "hook", "or some are let in that are too long after a shrink"
+    ),
     Seam(f"{_CLASS}.flush_cache", None, "hook", "it makes all slots free, withheld ones too"),
 )
 
@@ -64,6 +67,19 @@ def between_iterations(scheduler: Any, running_batch: Any, last_batch: Any) -> N
         residency.abandon(f"a fault: {error!r}")
 
 
+def clip_by_base(original: Callable[[Any, Any], None], scheduler: Any, req: Any) -> None:
+    """What a request may ask for follows from the capacity; it must fit into that which is left after a shrink."""
+    if residency.current is None:
+        original(scheduler, req)
+        return
+    capacity = scheduler.max_total_num_tokens
+    scheduler.max_total_num_tokens = min(capacity, residency.current.pool.base_tokens)
+    try:
+        original(scheduler, req)
+    finally:
+        scheduler.max_total_num_tokens = capacity
+
+
 def after_flush(_result: Any, _scheduler: Any, *_rest: Any, **_named: Any) -> None:
     if residency.current is not None:
         residency.current.tail.after_flush()
@@ -77,6 +93,7 @@ def apply() -> None:
         # After patches/scheduler.py's hook on the same method, which starts the agent: hooks run in the order of names.
         ("init_request_dispatcher", start, HookType.AFTER),
         ("get_next_batch_to_run", between_iterations, HookType.BEFORE),
+        ("init_req_max_new_tokens", clip_by_base, HookType.AROUND),
         ("flush_cache", after_flush, HookType.AFTER),
     ):
         HookRegistry.register(f"{prefix}.{name}", hook, kind)
