@@ -20,6 +20,7 @@ from sglang_nightjar.core.messages import Residency
 from sglang_nightjar.core.residency import LONGEST_PAUSE_TICKS, Wish
 from sglang_nightjar.draft import residency
 from sglang_nightjar.draft.residency import DraftResidency
+from sglang_nightjar.draft.step_times import STEPS, StepTimes
 from sglang_nightjar.draft.weights import DraftWeights
 from sglang_nightjar.memory.elastic import MemoryRefusedError
 from sglang_nightjar.memory.posix import PAGE, PosixBuffer
@@ -115,11 +116,9 @@ class Parts:
 
     def check(self) -> None:
         self.world.check()
-        if self.driver.has_weights:
+        if self.driver.machine.has_weights:
             for name, parameter in self.model.named_parameters():
                 assert torch.equal(parameter, self.original[name]), name
-        else:
-            assert not self.driver.may_draft
 
 
 def test_memory_changes_hands_and_back() -> None:
@@ -174,6 +173,33 @@ def test_with_retract_it_does_not_wait() -> None:
         parts.check()
     assert world.tail.withheld_tokens > 0
     assert len(world.scheduler.token_to_kv_pool_allocator.free_pages) <= world.reserve * len(world.running)
+
+
+def test_every_step_that_was_completed_is_timed() -> None:
+    parts = Parts()
+    times, returned = parts.driver.times, []
+    parts.driver.on_return = lambda: returned.append(list(times.table()))
+    parts.go(AWAY, Residency.OFFLOADED)
+    assert list(times.table()) == ["offload", "grow"]
+    parts.go(HERE, Residency.RESIDENT)
+    assert list(times.table()) == list(STEPS)
+    assert all(0 <= entry["busy_ms"] <= entry["ms"] for entry in times.table().values())
+    assert returned == [[*STEPS[:-1]]]
+
+
+def test_medians_of_completed_steps_and_earlier_ones() -> None:
+    now = 0
+    times = StepTimes(lambda: now)
+    times.earlier = {"load": {"ms": 9.0, "busy_ms": 8.0}, "grow": {"ms": 7.0, "busy_ms": 6.0}}
+    for busy in (1, 5, 3):
+        times.begin()
+        now += 2_000_000
+        times.piece_begins()
+        now += busy * 1_000_000
+        times.piece_ends()
+        times.end("load")
+    times.begin()
+    assert times.table() == {"grow": {"ms": 7.0, "busy_ms": 6.0}, "load": {"ms": 5.0, "busy_ms": 3.0}}
 
 
 def test_an_idle_scheduler_goes_all_the_way_at_once() -> None:
@@ -431,6 +457,26 @@ def test_a_bug_of_ours_costs_the_draft_and_no_request(monkeypatch: pytest.Monkey
     parts.world.scheduler.ps.tp_size = 2
     with pytest.raises(ZeroDivisionError):
         scheduler_residency.between_iterations(parts.world.scheduler, None, None)
+
+
+@pytest.mark.parametrize("page", [1, 16])
+def test_what_a_request_may_ask_for_fits_after_a_shrink(monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+    """SGLang admits what is in pages and a page more below the capacity; else the request waits for good."""
+    from sglang.srt.managers.scheduler import Scheduler
+
+    from sglang_nightjar.patches import scheduler_residency
+
+    monkeypatch.setattr(residency, "current", SimpleNamespace(pool=SimpleNamespace(base_tokens=1000)))
+    scheduler = SimpleNamespace(
+        max_total_num_tokens=1300, max_req_len=999, max_new_tokens_limit=None, page_size=page,
+        server_args=SimpleNamespace(dcp_size=1),
+    )  # fmt: skip
+    req = SimpleNamespace(
+        rid="r", origin_input_ids=[1] * 101, sampling_params=SimpleNamespace(max_new_tokens=5000, min_new_tokens=0)
+    )
+    scheduler_residency.clip_by_base(Scheduler.init_req_max_new_tokens, scheduler, req)
+    assert -(-101 // page) * page + req.sampling_params.max_new_tokens + page < 1000
+    assert scheduler.max_total_num_tokens == 1300
 
 
 class Cycle(RuleBasedStateMachine):

@@ -161,7 +161,3 @@ def test_torchs_spare_memory_is_asked_for_before_giving_up(fake: FakeDriver) -> 
     with pytest.raises(MemoryRefusedError, match="OUT_OF_MEMORY"):
         buffer.commit(8 * PIECE)
     assert buffer.committed == PIECE and len(fake.handles) == 1
-
-
-def test_granularity(fake: FakeDriver) -> None:
-    assert cuda.granularity(0) == PIECE

@@ -19,18 +19,28 @@ class FakeServer:
         self.policies: list[dict[str, Any]] = []
         self.recent: list[list[int]] = []
         self.candidates = [0, 1, 3]
+        self.stays = ""
+        self.trips: list[str] = []
 
     def status(self) -> dict[str, Any]:
         catch_up = {
             "returns": len(self.recent), "recent": self.recent[-32:], "fixed_us": 100.0, "us_per_token": 10.0
         }  # fmt: skip
+        steps = {"load": {"ms": 31.25, "busy_ms": 20.0}} if self.trips else {}
+        draft = {"catch_up": catch_up, "stays": self.stays, "steps": steps}
         return {
             "policy": {"name": "nightjar", "params": {"bin_iterations": 8}, "path": None},
-            "ranks": [{"candidates": self.candidates, "draft": {"catch_up": catch_up}}],
+            "ranks": [{"candidates": self.candidates, "residency": self.residency(), "draft": draft}],
         }
 
+    def residency(self) -> str:
+        return "OFFLOADED" if self.trips and self.trips[-1] == "host" else "PARKED"
+
     def set_policy(self, body: dict[str, Any]) -> None:
-        self.policies.append(body)
+        if wanted := body["params"].get("residency"):
+            self.trips.append(wanted)
+        else:
+            self.policies.append(body)
 
     def generate(self, _client: Any, texts: list[str], tokens: int) -> None:
         lag = self.policies[-1]["params"]["iterations"][0]
@@ -62,6 +72,15 @@ def test_people_get_lines(server: FakeServer, capsys: pytest.CaptureFixture[str]
     assert cli.main(["profile", "--lags", "4", "--batches", "1"]) == 0
     out = capsys.readouterr().out
     assert "1 requests,     4 tokens behind" in out and "a return costs 0.10 ms and 10.0 µs a token" in out
+    assert "the draft's way out and back, ms: load 31.2" in out
+    assert server.trips == ["host", "device"] * 5
+
+
+def test_a_draft_that_stays_is_not_sent_away(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.stays = "memory.mode is keep"
+    assert cli.main(["profile", "--lags", "4", "--batches", "1"]) == 0
+    assert "never given back: memory.mode is keep" in capsys.readouterr().out
+    assert server.trips == []
 
 
 def test_the_policy_comes_back_when_something_fails(

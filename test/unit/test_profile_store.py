@@ -29,3 +29,22 @@ def test_a_damaged_file_says_nothing(text: str) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(text)
     assert store.load(KEY) == SwitchCosts()
+
+
+def test_both_parts_are_kept_when_one_is_written() -> None:
+    costs, steps = SwitchCosts(), {"load": {"ms": 30.0, "busy_ms": 12.5}}
+    costs.observe(100, 5e6)
+    store.save(KEY, costs)
+    store.save_steps(KEY, steps)
+    assert (store.load(KEY), store.load_steps(KEY)) == (costs, steps)
+    costs.observe(10, 1e6)
+    store.save(KEY, costs)
+    assert (store.load(KEY), store.load_steps(KEY)) == (costs, steps)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"steps": {"load": 3}}', '{"steps": {"load": {"ms": "x"}}}'])
+def test_damaged_times_say_nothing(text: str) -> None:
+    path = store.path_of(KEY)
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert store.load_steps(KEY) == {}

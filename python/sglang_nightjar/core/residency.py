@@ -1,9 +1,12 @@
 """Where the draft is, and how it gets elsewhere: the state machine, without the work that its transitions stand for.
 
-RESIDENT -> PARKED -> OFFLOADING -> OFFLOADED -> SHRINKING -> LOADING -> CATCHING_UP -> RESIDENT. Only in RESIDENT may γ
-be above 0. One machine runs on each rank of a TP group. Everything that moves it is the same on all of them and comes
-at the same iteration (plans ride SGLang's broadcast; what takes time is agreed on before it is told to the machine), so
-the machines never differ.
+RESIDENT -> PARKED -> OFFLOADING -> OFFLOADED -> SHRINKING -> LOADING -> CATCHING_UP -> RESIDENT. Only with its weights
+can the draft run, and γ be above 0: it is in RESIDENT, and in CATCHING_UP from the iteration on for which nothing is
+missing any more, which the machine hears of in front of the next one.
+
+One machine runs on each rank of a TP group. Everything that moves it is the same on all of them and comes at the same
+iteration (plans ride SGLang's broadcast; what takes time is agreed on before it is told to the machine), so the
+machines never differ.
 """
 
 import enum
@@ -90,11 +93,6 @@ class ResidencyMachine:
         self._tick = 0
         self._quiet_until = 0
         self._pause = FIRST_PAUSE_TICKS
-
-    @property
-    def may_draft(self) -> bool:
-        """γ may be above 0."""
-        return self.state is Residency.RESIDENT
 
     @property
     def has_weights(self) -> bool:

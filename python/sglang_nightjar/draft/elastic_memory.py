@@ -5,12 +5,12 @@ cache must be elastic when it is made, and the weights must have moved before gr
 """
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
+from sglang_nightjar.agent import identity
 from sglang_nightjar.core.capacity import human_bytes
 from sglang_nightjar.core.residency import Wish
 from sglang_nightjar.cpu import kernels
@@ -19,6 +19,7 @@ from sglang_nightjar.draft.elastic_pool import ElasticPool
 from sglang_nightjar.draft.pool_tail import PoolTail
 from sglang_nightjar.draft.weights import DraftWeights
 from sglang_nightjar.patches.seams import Seam
+from sglang_nightjar.profile import store
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +149,12 @@ def start(scheduler: Any, selector: Any, retract: bool) -> None:
     )
     if (keeper := upkeep.current) is not None:
         tail.on_move += [keeper.coverage.moved, keeper.journal.moved]
-        driver.catch_up = _CatchUp(scheduler, keeper)
+        driver.lag = keeper.lag
         driver.on_change = lambda has_weights: setattr(keeper, "available", has_weights)
+    key = identity.pool_of(scheduler.server_args)
+    driver.times.earlier = store.load_steps(key)
+    # A disk may be slow, and nobody waits for this.
+    driver.on_return = lambda: threading.Thread(target=store.save_steps, args=(key, driver.times.table())).start()
     residency.current, residency.why_not = driver, ""
     logger.info(
         "Nightjar: without the draft, %s are free for %d tokens of KV cache beside %d",
@@ -157,22 +162,3 @@ def start(scheduler: Any, selector: Any, retract: bool) -> None:
         driver.extra_tokens,
         _pool.base_tokens,
     )
-
-
-class _CatchUp:
-    """Watches `draft.upkeep` catch the draft up, a piece in front of each decode iteration that wants drafts."""
-
-    def __init__(self, scheduler: Any, keeper: upkeep.Upkeep):
-        self._scheduler, self._keeper = scheduler, keeper
-
-    def lag(self) -> tuple[int, int]:
-        if not self._keeper.coverage.used:
-            return 0, 0
-        rows = [req.req_pool_idx for req in self._scheduler.running_batch.reqs if req.req_pool_idx is not None]
-        return self._keeper.coverage.lags(np.array(rows, dtype=np.int64))
-
-    def start(self) -> None:
-        """Nothing: the keeper starts when it is told that the draft can run."""
-
-    def step(self) -> bool:
-        return self.lag() == (0, 0)

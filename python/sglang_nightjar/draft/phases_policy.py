@@ -11,10 +11,12 @@ from sglang_nightjar.core.policy import Decision, Policy, nearest_candidate
 class PhasesParams:
     """Attributes:
     iterations, gammas: of each phase how long it lasts, and its γ.
+    residency: where the draft shall be, ``device`` or ``host``; always.
     """
 
     iterations: tuple[int, ...] = (20, 20)
     gammas: tuple[int, ...] = (0, 3)
+    residency: str = "device"
 
 
 class Phases(Policy):
@@ -42,4 +44,4 @@ class Phases(Policy):
 
     def _decision(self) -> Decision:
         gamma = nearest_candidate(self.params.gammas[self.phase], self.candidates)
-        return Decision(constant(gamma), f"phase {self.phase}: γ={gamma}")
+        return Decision(constant(gamma), f"phase {self.phase}: γ={gamma}", self.params.residency)

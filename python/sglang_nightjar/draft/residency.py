@@ -6,7 +6,7 @@ SGLang broadcast, and whether a piece of work is done or has failed is agreed on
 
 import logging
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from sglang_nightjar.core.messages import Residency
 from sglang_nightjar.core.residency import Event, ResidencyMachine, Wish
@@ -15,6 +15,7 @@ from sglang_nightjar.draft.agreement import Agree
 from sglang_nightjar.draft.elastic_pool import ElasticPool
 from sglang_nightjar.draft.fence import Fence
 from sglang_nightjar.draft.pool_tail import PoolTail
+from sglang_nightjar.draft.step_times import StepTimes
 from sglang_nightjar.draft.weights import DraftWeights
 from sglang_nightjar.memory.elastic import MemoryRefusedError
 
@@ -28,27 +29,16 @@ _FAILED, _GOES_ON, _DONE = range(3)
 _Work = Generator[None, None, None]
 
 
-class CatchUp(Protocol):
-    """Brings the draft's KV up to date; see `draft.catch_up`."""
-
-    def lag(self) -> tuple[int, int]:
-        """Tokens that the draft's KV is behind: of the worst request, of all."""
-
-    def start(self) -> None:
-        """The draft is on the device again, and will be needed."""
-
-    def step(self) -> bool:
-        """One bounded piece between two iterations; True when γ may be above 0."""
-
-
 class DraftResidency:
     """Attributes:
     machine: where the draft is.
     weights: the draft's own.
     pool, tail: the KV cache that grows into their place.
-    catch_up: what brings the draft's KV up to date; None: the draft goes on with what it has.
+    lag: tokens that the draft's KV is behind: of the worst request, of all. Whoever makes that good watches `machine`.
     extra_tokens: tokens that offloading adds, as predicted from the shapes.
+    times: how long the steps took.
     refused_growths: offloads after which the cache could not grow.
+    on_return: called when the draft's weights are back.
     on_change: called at every transition, before its work, with whether the draft can run.
     """
 
@@ -67,29 +57,18 @@ class DraftResidency:
         """``agree`` returns the least of what all ``ranks`` of the TP group pass to it."""
         self.machine = ResidencyMachine()
         self.weights, self.pool, self.tail = weights, pool, tail
-        self.catch_up: CatchUp | None = None
+        self.lag: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self.extra_tokens = pool.tokens_gained(weights.nbytes)
         self.refused_growths = 0
+        self.times = StepTimes()
+        self.on_return: Callable[[], None] = lambda: None
         self._wish, self._idle, self._fence, self._agree = wish, idle, fence, agree
         self._retract, self._ranks = retract, ranks
         self.on_change: Callable[[bool], None] = lambda has_weights: None
         self._work: _Work | None = None
+        self._step = ""
         self._then: Callable[[], None] = lambda: None
         self._is_done = False
-
-    @property
-    def may_draft(self) -> bool:
-        """γ may be above 0 in the iteration to come."""
-        return self.machine.may_draft
-
-    @property
-    def has_weights(self) -> bool:
-        """The draft may run, be it only to keep its KV up to date."""
-        return self.machine.has_weights
-
-    def lag(self) -> tuple[int, int]:
-        """Tokens that the draft's KV is behind: of the worst request, of all."""
-        return self.catch_up.lag() if self.catch_up is not None else (0, 0)
 
     def step(self, last_batch: Any = None) -> None:
         """In front of each iteration, on every rank; ``last_batch`` is what SGLang will merge into the running one."""
@@ -117,24 +96,26 @@ class DraftResidency:
         before = self.machine.state
         self._go(event, "the plan in force wants it")
         if event is Event.OFFLOAD:
-            self._start(self._offload(), self._offloaded)
+            self._start("offload", self._offload(), self._released)
         elif event is Event.CATCH_UP:
-            self._start(self._catch_up(), self._caught_up)
+            self._start("catch_up", self._catch_up(), self._caught_up)
         elif event is Event.RECALL:
-            self._start(self._empty(), self._emptied)
+            self._start("wait", self._wait_for_room(), self._there_is_room)
         elif event is Event.TURN_BACK and before is Residency.LOADING:
-            self._start(self._offload(), self._offloaded)
+            self._start("offload", self._offload(), self._released)
         elif event is Event.TURN_BACK:
             self._regrow_now()
 
-    def _start(self, work: _Work, then: Callable[[], None]) -> None:
+    def _start(self, step: str, work: _Work, then: Callable[[], None]) -> None:
         """Do ``work``, and ``then`` what may only happen once it is done on all ranks."""
-        self._work, self._then, self._is_done = work, then, False
+        self._step, self._work, self._then, self._is_done = step, work, then, False
+        self.times.begin()
 
     def _advance(self) -> None:
         assert self._work is not None
         code, error = _DONE, ""
         if not self._is_done:
+            self.times.piece_begins()
             try:
                 next(self._work)
                 code = _GOES_ON
@@ -146,9 +127,11 @@ class DraftResidency:
                     raise
                 code, error = _FAILED, f"{type(failure).__name__}: {failure}"
                 logger.debug("Nightjar: %s failed", self.machine.state.name, exc_info=True)
+            self.times.piece_ends()
         agreed = self._agree(code)
         if agreed == _DONE:
             self._work = None
+            self.times.end(self._step)
             self._then()
         elif agreed == _FAILED:
             self._fail(error or "another rank failed")
@@ -186,17 +169,24 @@ class DraftResidency:
         # No rank may release anything before all are here. What is launched from now on does not read the weights.
         yield
         yield from self.weights.release()
-        yield from self.pool.grow(self.pool.base_tokens + self.extra_tokens)
 
-    def _offloaded(self) -> None:
+    def _released(self) -> None:
+        self._start("grow", self.pool.grow(self.pool.base_tokens + self.extra_tokens), self._grown)
+
+    def _grown(self) -> None:
         self.tail.open(self.extra_tokens)
         self._go(Event.RELEASED, "done")
+
+    def _wait_for_room(self) -> _Work:
+        while self.tail.extra_tokens and not self._retract and not self.tail.fits():
+            yield
+
+    def _there_is_room(self) -> None:
+        self._start("empty", self._empty(), self._emptied)
 
     def _empty(self) -> _Work:
         if self.tail.extra_tokens == 0:
             return
-        while not self._retract and not self.tail.fits():
-            yield
         self._fence()
         while not self.tail.empty():
             yield
@@ -204,21 +194,19 @@ class DraftResidency:
 
     def _emptied(self) -> None:
         self.tail.close()
-        self._start(self.pool.shrink(self.pool.base_tokens), self._shrunk)
+        self._start("shrink", self.pool.shrink(self.pool.base_tokens), self._shrunk)
 
     def _shrunk(self) -> None:
         self._go(Event.SHRUNK, "done")
-        self._start(self.weights.load(), self._loaded)
+        self._start("load", self.weights.load(), self._loaded)
 
     def _loaded(self) -> None:
         self._go(Event.LOADED, "done")
-        self._start(self._catch_up(), self._caught_up)
+        self.on_return()
+        self._start("catch_up", self._catch_up(), self._caught_up)
 
     def _catch_up(self) -> _Work:
-        if self.catch_up is None:
-            return
-        self.catch_up.start()
-        while not self.catch_up.step():
+        while self.lag() != (0, 0):
             yield
 
     def _caught_up(self) -> None:

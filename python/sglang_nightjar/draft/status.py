@@ -22,7 +22,7 @@ def memory(scheduler: Any, draft_bytes: int) -> dict[str, Any]:
         return {
             "residency": "RESIDENT",
             "kv": {"capacity": tokens, "base": tokens, "extra": 0, "gain": 0},
-            "draft": {"device_bytes": draft_bytes, "host_bytes": 0, "stays": residency.why_not, **kept_up},
+            "draft": {"device_bytes": draft_bytes, "host_bytes": 0, "stays": residency.why_not, "steps": {}, **kept_up},
             "counters": {"offloads": 0, "reloads": 0, "residency_failures": 0, "refused_growths": 0, "moved_tokens": 0},
         }
     machine, base = driver.machine, driver.pool.base_tokens
@@ -34,6 +34,7 @@ def memory(scheduler: Any, draft_bytes: int) -> dict[str, Any]:
             "host_bytes": driver.weights.nbytes,
             "stays": "",
             "why": machine.reason,
+            "steps": driver.times.table(),
             **kept_up,
         },
         "counters": {

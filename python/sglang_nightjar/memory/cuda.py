@@ -79,12 +79,6 @@ class CudaBuffer(ElasticBuffer):
         return self._mapped[-1][1] if self._mapped else 0
 
 
-def granularity(device_index: int) -> int:
-    """The smallest allocation that can be mapped on this GPU, in bytes; 2 MiB as a rule."""
-    found = driver()
-    return _granularity(found, _properties(found, device_index))
-
-
 def _properties(found: Any, device_index: int) -> Any:
     properties = found.CUmemAllocationProp()
     properties.type = found.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED

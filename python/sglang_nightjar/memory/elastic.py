@@ -91,14 +91,3 @@ def reserve(nbytes: int, device: torch.device, huge: bool = False) -> ElasticBuf
         index = device.index if device.index is not None else torch.cuda.current_device()
         return CudaBuffer(nbytes, index)
     raise ValueError(f"no elastic memory on device {device}; there is for cpu and cuda")
-
-
-def granularity(device: torch.device) -> int:
-    """The smallest piece of memory that can be given back on ``device``, in bytes."""
-    if device.type == "cuda":
-        from sglang_nightjar.memory.cuda import granularity as of_cuda
-
-        return of_cuda(device.index if device.index is not None else torch.cuda.current_device())
-    from sglang_nightjar.memory.posix import PAGE
-
-    return PAGE

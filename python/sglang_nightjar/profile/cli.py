@@ -1,9 +1,10 @@
-"""``nightjar profile``: measure what a running server's draft needs to come back after γ=0."""
+"""``nightjar profile``: measure what a running server's draft needs to come back after γ=0, and to leave and return."""
 
 import argparse
 import json
 import statistics
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from sglang_nightjar.observe.client import Client, ServerError
 
 #: Iterations with drafts between two off periods.
 _ON = 8
+#: How long the draft may take to leave or to return.
+_MOVE_SECONDS = 60.0
 
 
 def add_profile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -49,15 +52,19 @@ def run(args: argparse.Namespace) -> int:
                     rows.append(_measure(client, lag, batch, gamma, args.rounds))
                     if not args.json:
                         print(_line(rows[-1]), flush=True)
-        catch_up = client.status()["ranks"][0]["draft"]["catch_up"]
+            if not rank["draft"].get("stays"):
+                _send_away_and_back(client, gamma, args.rounds)
+        draft = client.status()["ranks"][0]["draft"]
+        catch_up, steps = draft["catch_up"], draft.get("steps", {})
     except (ServerError, IndexError, OSError) as error:
         print(f"nightjar: {error or 'the server has no scheduler that could be asked'}", file=sys.stderr)
         return 1
     fit = {"fixed_us": catch_up["fixed_us"], "us_per_token": catch_up["us_per_token"]}
     if args.json:
-        print(json.dumps({"measured": rows, **fit}))
+        print(json.dumps({"measured": rows, **fit, "steps": steps}))
     else:
         print(f"a return costs {fit['fixed_us'] / 1e3:.2f} ms and {fit['us_per_token']:.1f} µs a token of each request")
+        print(_moves(steps, rank["draft"].get("stays", "")))
     return 0
 
 
@@ -90,6 +97,27 @@ def _measure(client: Client, lag: int, batch: int, gamma: int, rounds: int) -> d
         "positions": statistics.median(positions for positions, _ in seen) if seen else None,
         "ms": statistics.median(us for _, us in seen) / 1e3 if seen else None,
     }
+
+
+def _send_away_and_back(client: Client, gamma: int, rounds: int) -> None:
+    """Let the draft's memory be given back and fetched again, ``rounds`` times, with no requests."""
+    path = str(Path(phases_policy.__file__).resolve())
+    for _ in range(rounds):
+        for residency, candidate, there in (("host", 0, ("OFFLOADED",)), ("device", gamma, ("RESIDENT", "PARKED"))):
+            params = {"iterations": [1], "gammas": [candidate], "residency": residency}
+            client.set_policy({"path": path, "params": params})
+            until = time.monotonic() + _MOVE_SECONDS
+            while (state := client.status()["ranks"][0]["residency"]) not in there:
+                if time.monotonic() > until:
+                    raise ServerError(f"the draft is still {state} after {_MOVE_SECONDS:.0f} s")
+                time.sleep(0.05)
+
+
+def _moves(steps: dict[str, dict[str, float]], stays: str) -> str:
+    if stays:
+        return f"the draft's memory is never given back: {stays}"
+    each = ", ".join(f"{step} {times['ms']:.1f}" for step, times in steps.items())
+    return f"the draft's way out and back, ms: {each}" if each else "the draft has not been away"
 
 
 def _generate(client: Client, texts: list[str], tokens: int) -> None:
