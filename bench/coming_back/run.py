@@ -11,9 +11,14 @@ from typing import Any
 
 from bench.one_scheduler import Arm, prompt_ids
 from bench.provenance import provenance
+from sglang_nightjar.agent.decision import Decision
+from sglang_nightjar.core.messages import Residency
 
 GAMMA = 3
 WARM = 16
+#: Where the draft is in the off period: on the device and not used, or away, its memory lent to the KV cache.
+PLACES = ("here", "away")
+RETURN = ("iterations_until_back", "longest_at_0", "first_with_drafts")
 
 
 def always(one: Any, prompts: list[list[int]], length: int) -> dict[str, list[tuple[int, int]]]:
@@ -25,15 +30,30 @@ def always(one: Any, prompts: list[list[int]], length: int) -> dict[str, list[tu
     return dict(one.verified)
 
 
-def interrupted(one: Any, prompts: list[list[int]], off: int, steps: int) -> dict[str, Any]:
-    """γ=3, then 0 for ``off`` iterations, then 3 again; the verify steps after that, and what the return cost."""
+def interrupted(one: Any, prompts: list[list[int]], off: int, steps: int, place: str) -> dict[str, Any]:
+    """γ=3, then 0 for ``off`` iterations with the draft in ``place``, then 3 again.
+
+    Returns the verify steps after that, and what the return cost. A draft that is away has its tail of the KV cache
+    handed out first, so that what the requests gain lives in its memory and has to move.
+    """
+    from sglang_nightjar.draft import residency
+
     one.forget()
+    moved = residency.current.tail.moved_tokens
     for i, ids in enumerate(prompts):
         one.add(f"r{i}", ids, WARM * 4 + off + 5 * steps)
     while len(one.used) < WARM:
         one.step(GAMMA)
+    if place == "away":
+        one.agent.selector.decide(Decision(((1, None, 0),), "policy", 1, "bench", "bench", 0, "host"))
     for _ in range(off):
+        before = residency.current.machine.state
         one.step(0)
+        if before is not Residency.OFFLOADED and residency.current.machine.state is Residency.OFFLOADED:
+            allocator = one.scheduler.token_to_kv_pool_allocator
+            allocator.free_pages = allocator.free_pages.flip(0)
+    if place == "away" and residency.current.machine.state is not Residency.OFFLOADED:
+        raise RuntimeError(f"the draft is {residency.current.machine.state.name} after {off} iterations")
     normal = statistics.median(one.seconds[-min(off, 50) :])
     lag = one.upkeep.lag()
     marks = {name: len(one.output(name)) for name in one.reqs if not one.reqs[name].finished()}
@@ -46,6 +66,7 @@ def interrupted(one: Any, prompts: list[list[int]], off: int, steps: int) -> dic
         "marks": marks,
         "verified": dict(one.verified),
         "lag": lag,
+        "moved_rows": residency.current.tail.moved_tokens - moved,
         "iterations_until_back": back,
         # Iterations at γ=0 that also caught up, against those before that did not; and likewise the first with drafts.
         "longest_at_0": max(one.seconds[began : began + back], default=normal) / normal,
@@ -74,11 +95,12 @@ def main() -> None:
 
     prompts = prompt_ids(args.requests)
     rows = []
-    with Arm(True, max_total_tokens=args.kv_tokens, max_running_requests=32, journal_mb=256) as arm:
+    flags = {"max_total_tokens": args.kv_tokens, "max_running_requests": 32}
+    with Arm(True, journal_mb=256, memory_mode="offload", **flags) as arm:
         whole = arm.ask(always, prompts, WARM * 4 + max(args.off) + 5 * args.steps)
-        for off in args.off:
-            found = arm.ask(interrupted, prompts, off, args.steps)
-            rows.append({"off": off, **compared(whole, found, args.steps)})
+        for off, place in itertools.product(args.off, PLACES):
+            found = arm.ask(interrupted, prompts, off, args.steps, place)
+            rows.append({"off": off, "draft": place, **compared(whole, found, args.steps)})
             print(rows[-1], flush=True)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     args.out.mkdir(parents=True, exist_ok=True)
@@ -86,14 +108,15 @@ def main() -> None:
         json.dumps({"provenance": provenance(settings=settings), "rows": rows}, indent=1) + "\n"
     )
     lines = [
-        "| off, tokens | accepted length, never stopped | after the return | ratio | iterations until back | "
-        "longest of them ÷ median at γ=0 | first with drafts ÷ median at γ=3 |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| off, tokens | draft | accepted length, never stopped | after the return | ratio | rows moved | "
+        "iterations until back | longest of them ÷ median at γ=0 | first with drafts ÷ median at γ=3 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         lines.append(
-            f"| {row['off']} | {row['never_stopped']:.3f} | {row['after']:.3f} | {row['ratio']:.3f} | "
-            f"{row['iterations_until_back']} | {row['longest_at_0']:.2f} | {row['first_with_drafts']:.2f} |"
+            f"| {row['off']} | {row['draft']} | {row['never_stopped']:.3f} | {row['after']:.3f} | {row['ratio']:.3f} | "
+            f"{row['moved_rows']} | {row['iterations_until_back']} | {row['longest_at_0']:.2f} | "
+            f"{row['first_with_drafts']:.2f} |"
         )
     (args.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
@@ -111,7 +134,7 @@ def compared(whole: dict[str, list[tuple[int, int]]], found: dict[str, Any], ste
         "after": back,
         "ratio": back / never_stopped,
         "steps": [len(before), len(after)],
-        **{key: found[key] for key in ("lag", "iterations_until_back", "longest_at_0", "first_with_drafts")},
+        **{key: found[key] for key in ("lag", "moved_rows", *RETURN)},
     }
 
 

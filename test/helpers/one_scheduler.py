@@ -55,10 +55,18 @@ class OneScheduler:
     verified: by request, (tokens that it had, draft tokens accepted) of each iteration with drafts.
     """
 
-    def __init__(self, target: str, draft: str | None, journal_mb: int = 64, strict: bool = True, **flags: Any):
+    def __init__(
+        self,
+        target: str,
+        draft: str | None,
+        journal_mb: int = 64,
+        strict: bool = True,
+        memory_mode: str = "keep",
+        **flags: Any,
+    ):
         os.environ.update(NIGHTJAR_ACTIVE="1", NIGHTJAR_STRICT="1", **(STRICT_CHECKS if strict else {}))
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as config:
-            memory = {"journal_mb": journal_mb, "mode": "keep"}
+            memory = {"journal_mb": journal_mb, "mode": memory_mode}
             json.dump({"memory": memory, "gamma": {"candidates": GAMMAS}}, config)
         os.environ["NIGHTJAR_CONFIG"] = config.name
         from sglang_nightjar.cpu.bootstrap import prepare_process
