@@ -103,7 +103,13 @@ def _switch(found: dict[str, Any]) -> list[str]:
         cost = "not seen" if row["ms"] is None else f"{row['ms']:.2f} ms"
         lines.append(f"| {row['lag']} tokens | {row['batch_size']} | {row['positions']} | {row['returns']} | {cost} |")
     line = f"Fitted: {profile['fixed_us']:.0f} µs and {profile['us_per_token']:.2f} µs a position."
-    return [*lines, "", line]
+    steps = profile.get("steps", {})
+    lines += (
+        ["", line, "", "| step, idle | ms | of it on the scheduler's thread |", "| --- | --- | --- |"]
+        if steps
+        else ["", line]
+    )
+    return lines + [f"| {step} | {times['ms']:.1f} | {times['busy_ms']:.1f} |" for step, times in steps.items()]
 
 
 def _surge(found: dict[str, Any]) -> list[str]:

@@ -142,6 +142,18 @@ def test_the_report_of_a_run() -> None:
     assert "not shown to be lossless" in report.markdown(found)
 
 
+def test_the_report_of_a_profile() -> None:
+    row = {"lag": 8, "batch_size": 4, "returns": 3, "positions": 32, "ms": 1.5}
+    profile = {"measured": [row, row | {"lag": 64, "ms": None}], "fixed_us": 100.0, "us_per_token": 2.5}
+    assert "step" not in report.markdown({"switch": {"state": "done", "profile": profile}})
+    text = report.markdown(
+        {"switch": {"state": "done", "profile": profile | {"steps": {"release": {"ms": 3.0, "busy_ms": 1.0}}}}}
+    )
+    assert "| 8 tokens | 4 | 32 | 3 | 1.50 ms |" in text and "| 64 tokens | 4 | 32 | 3 | not seen |" in text
+    assert "100 µs and 2.50 µs a position" in text
+    assert "| release | 3.0 | 1.0 |" in text
+
+
 def test_the_report_of_a_run_that_found_nothing() -> None:
     text = report.markdown({"mapping": {"state": "failed", "error": "no driver", "seconds": 1}})
     assert "| mapping | failed: no driver | 1 |" in text
