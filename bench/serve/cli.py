@@ -20,7 +20,7 @@ from bench.serve.prompts import PromptSource
 from bench.serve.reference import Reference
 from bench.serve.runner import Bench
 from bench.serve.scenarios import MEMORY, Scale, catalogue
-from bench.serve.servers import Fleet, Models, ServerFault
+from bench.serve.servers import Fleet, Models, ServerFault, saved_state
 from bench.serve.settings import Settings
 from bench.serve.store import Store
 from sglang_nightjar.errors import ConfigError
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         # It is trained anew now and then.
         weights = (Path(models.draft) / "model.safetensors").read_bytes()
         served["draft_sha256"] = hashlib.sha256(weights).hexdigest()[:16]
-    store.open({**settings.as_json(), **served, "trace": trace_id})
+    store.open({**settings.as_json(), **served, "trace": trace_id, "saved_state": saved_state()})
     if args.retry:
         _set_aside(store)
     check = not args.no_check and settings.temperature == 0 and is_demo

@@ -26,6 +26,13 @@ from bench.serve.settings import Settings
 from sglang_nightjar.observe.client import Client, ServerError
 
 _READY_WITHIN = 60.0
+#: Where a server's policies keep what they have learnt.
+STATE_ENV = "NIGHTJAR_STATE"
+
+
+def saved_state() -> str:
+    """Every run starts cold (``none``), unless the environment names a folder."""
+    return os.environ.get(STATE_ENV) or "none"
 
 
 class ServerFault(Exception):
@@ -140,7 +147,8 @@ class Fleet:
     def _start(self, kind: str) -> Server:
         folder = self.folder / kind
         folder.mkdir(parents=True, exist_ok=True)
-        server = Server(self._flags(kind, folder), folder / "server.log", key=self._key, port=self._next_port())
+        log, state = folder / "server.log", {STATE_ENV: saved_state()}
+        server = Server(self._flags(kind, folder), log, key=self._key, port=self._next_port(), **state)
         # Before it is ready, so that an interruption ends it too.
         self._running[kind] = server
         server.__enter__()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bench.serve import arms, budget, cli
+from bench.serve import arms, budget, cli, servers
 from bench.serve.forecast import Forecast, duration
 from bench.serve.order import order
 from bench.serve.scenarios import catalogue
@@ -94,6 +94,24 @@ def test_every_arm_gets_the_same_load() -> None:
     assert [r.at for r in requests] == sorted(r.at for r in requests)
     other = make_job(surge, 0, Settings(seed=8), _Words(), "http://a")  # type: ignore[arg-type]
     assert other.requests != requests
+
+
+@pytest.mark.parametrize(("given", "state"), [(None, "none"), ("/tmp/learnt", "/tmp/learnt")])
+def test_runs_start_cold_unless_asked(given: str | None, state: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.delenv("NIGHTJAR_STATE", raising=False)
+    if given:
+        monkeypatch.setenv("NIGHTJAR_STATE", given)
+    started = []
+
+    class Started:
+        def __init__(self, _flags: list[str], _log: Path, key: str, port: int | None, **env: str) -> None:
+            started.append(env)
+
+        def __enter__(self) -> None: ...
+
+    monkeypatch.setattr(servers, "Server", Started)
+    servers.Fleet(servers.Models("target", "draft"), Settings(), tmp_path)._start("steered")
+    assert started == [{"NIGHTJAR_STATE": state}]
 
 
 def test_offloading_is_compared_where_memory_is_short() -> None:
