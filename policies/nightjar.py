@@ -155,7 +155,7 @@ class Nightjar(Policy):
         where = f"batch {first}" if first == last else f"batch {first}-{last}" if last else f"batch {first}+"
         change = f"{where}: {opened.arm if ended is None else f'{ended.arm} -> {opened.arm}'}"
         if opened.explores:
-            return f"{change}, explores (block {bucket.block})"
+            return f"{change}, explores (bin {bucket.turn} of its block)"
         new = bucket.cells.get(opened.arm)
         old = bucket.cells.get(ended.arm) if ended is not None else None
         text = f"{change}, {new.loss / 1e6:.3g} ms/token" if new is not None else change

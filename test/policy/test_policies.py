@@ -223,7 +223,9 @@ class TestNightjar:
         scheduler = self.run(size=size, steps=6000)
         shares = Counter(scheduler.gammas[-3000:])
         assert shares.most_common(1)[0][0] == scheduler.best_gamma(size)
-        assert shares[scheduler.best_gamma(size)] > 0.75 * 3000
+        # A bin is a few iterations, so an arm that is 8% worse may look better for a while.
+        rates = {g: sum(0.8**i for i in range(g + 1)) / scheduler.cost_ns(size, g) for g in scheduler.hello.candidates}
+        assert sum(count * rates[gamma] for gamma, count in shares.items()) > 0.95 * 3000 * max(rates.values())
 
     def test_low_load_drafts_and_a_surge_does_not_and_back(self):
         scheduler = self.run(Nightjar(seed=2), size=1, steps=3000)
@@ -299,18 +301,18 @@ class TestNightjar:
         assert set(wanted) == {0, 1, 3, 5}
         assert wanted[-200:].count(0) > 120
 
-    def test_exploration_fades_as_one_over_the_block(self):
-        """Share of bins of block b that explore: 1/b, over many seeds."""
+    def test_exploration_fades_as_one_over_the_bin_of_its_block(self):
+        """Share of the b-th bins that explore: 1/b, over many seeds; a new block begins anew."""
         from random import Random
 
         from sglang_nightjar.core.bin_greedy import Bucket, Cell, next_bin
 
         random = Random(0)
-        for bins, block in ((0, 1), (1, 2), (2, 2), (3, 3), (6, 3), (7, 4), (255, 9)):
+        for bins, turn in ((0, 1), (1, 1), (2, 2), (3, 1), (4, 2), (6, 4), (7, 1), (262, 8)):
             bucket = Bucket({0: Cell(1.0, 1.0, 1)}, bins, {0, 1})
-            assert bucket.block == block
+            assert bucket.turn == turn
             explored = sum(next_bin(bucket, (0, 1), True, 0.0, random).explores for _ in range(20_000))
-            assert abs(explored / 20_000 - 1 / block) < 0.012
+            assert abs(explored / 20_000 - 1 / turn) < 0.012
 
     def test_switching_on_is_charged(self):
         from sglang_nightjar.core.bin_greedy import Bucket, Cell, switch_cost

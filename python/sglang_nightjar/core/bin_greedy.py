@@ -1,8 +1,10 @@
 """Bin-wise ε-greedy with costs of switching: the planner of Nightjar (arXiv 2512.22420) for one context.
 
 A context is a bucket of batch sizes. Its time is cut into bins of equal length; the arm (a γ) is locked for a bin.
-Blocks of bins grow, block b has 2^(b-1); a bin of block b explores with probability 1/b, that is, takes an arm at
-random, and otherwise takes the arm of the smallest expected loss. The loss is time per token, 1/goodput.
+Blocks of bins grow, block j has 2^(j-1); the b-th bin of a block explores with probability 1/b, that is, takes an arm
+at random, and otherwise takes the arm of the smallest expected loss. The loss is time per token, 1/goodput. (b could be
+read as the block's number, too. Then T bins would explore T/log T times, more than the paper's bound of Õ(√T) allows;
+bench/regret has measured both.)
 
 Departs from the paper so that a surge into sizes never seen is learnt while it lasts: a bucket first gives every likely
 arm a bin, in random order (`likely`), and a bin is as long as so many iterations of one request (`bin_length`).
@@ -68,9 +70,9 @@ class Bucket:
     drawn: set[int] = field(default_factory=set)
 
     @property
-    def block(self) -> int:
-        """b, from 1: blocks of 1, 2, 4, ... bins."""
-        return (self.bins + 1).bit_length()
+    def turn(self) -> int:
+        """b, from 1: the place of the bin that follows in its block; blocks have 1, 2, 4, ... bins."""
+        return self.bins + 2 - (1 << (self.bins + 1).bit_length() - 1)
 
     def best(self, arms: tuple[int, ...], drafting: bool, switch_ns: float) -> int | None:
         """argmin over the tried ``arms`` of loss + [not drafting and γ > 0] · switch_ns / γ; None if none was tried."""
@@ -142,7 +144,7 @@ def next_bin(
     """The bin that follows; ``arms`` are the candidates, of which ``first`` (None: all) each get a bin at once."""
     best = bucket.best(arms, drafting, switch_ns)
     new = [arm for arm in (arms if first is None else first) if arm not in bucket.drawn]
-    if not new and best is not None and random.random() * bucket.block >= 1.0:
+    if not new and best is not None and random.random() * bucket.turn >= 1.0:
         return Bin(best, False)
     choice = new or arms
     arm = choice[int(random.random() * len(choice))]
