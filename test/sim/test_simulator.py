@@ -271,3 +271,20 @@ def test_an_arrival_costs_no_more_with_many_replicas():
         return counted
 
     assert calls(800) - calls(400) < 400 * 150
+
+
+def test_tokens_of_requests_within_their_bounds_worked_out_by_hand():
+    """γ=0: 10 ms a token; the first token takes a prefill of 10 tokens, and that of the other client."""
+    load = LoadSettings(rates=((20.0, 2.0),), prompt=Lengths(10), output=Lengths(20))
+
+    def within(**bounds):
+        return simulate(SETUP, load, static(0), seed=1, drain=True, **bounds)
+
+    everything = within()
+    assert everything.within == 20 * everything.requests == everything.tokens
+    assert within(tpot_ms=9.9).within == 0
+    assert within(ttft_ms=0.5).within == 0
+    # Those beside which nobody else was prefilled take 10 ms a token.
+    some = within(tpot_ms=10.0001).within
+    assert 0 < some < everything.within and some % 20 == 0
+    assert within(tpot_ms=12.0, ttft_ms=100.0).within == everything.within

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +27,7 @@ class Result:
         seconds: virtual time.
         requests, tokens, refused, retractions, offloads, switches, iterations: counts of all replicas.
         rate: tokens per second.
+        within: tokens of finished requests that met the bounds on TTFT and TPOT; all of theirs without any.
         ttft_ms, tpot_ms, latency_ms: mean, p50, p95, p99 of finished requests; TPOT only of those of several tokens.
         shares, best_shares: share of iterations by γ, as it ran and as the oracle wanted it.
         batch_size: mean of decode iterations.
@@ -37,6 +39,7 @@ class Result:
     requests: int
     tokens: int
     rate: float
+    within: int
     efficiency: float
     iterations: int
     batch_size: float
@@ -63,13 +66,15 @@ def simulate(
     mark: int = 0,
     oracle: bool = False,
     source: OpenLoop | ClosedLoop | None = None,
+    ttft_ms: float = math.inf,
+    tpot_ms: float = math.inf,
 ) -> Result:
     """Run ``load`` on ``replicas`` of ``setup`` under ``policy``.
 
     It ends with the load; ``drain``: when all requests have their answers; or after so many decode ``iterations``.
     Requests go to the replica with the fewest. The load does not depend on ``policy``, but for a closed loop's pace.
     ``oracle``: the best γ of each moment instead of the policy's. ``source``: these requests instead of those that
-    ``load`` would make; it then only says how long the load is.
+    ``load`` would make; it then only says how long the load is. ``ttft_ms``, ``tpot_ms``: bounds for `Result.within`.
     """
     source = source or make(load, setup.acceptance.shares(), seed)
     engines = [Engine(setup, index, policy, seed, source.finished, oracle) for index in range(replicas)]
@@ -77,7 +82,8 @@ def simulate(
     end_ns = NEVER if drain else load.duration_ns
     _run(engines, source, policy, end_ns, NEVER if iterations is None else iterations)
     now = max(engine.now for engine in engines)
-    return _sum_up([engine.meter for engine in engines], now if drain or iterations else min(now, end_ns))
+    end = now if drain or iterations else min(now, end_ns)
+    return _sum_up([engine.meter for engine in engines], end, ttft_ms, tpot_ms)
 
 
 def _run(engines: list[Engine], source: OpenLoop | ClosedLoop, policy: Policy, end_ns: int, most: int) -> None:
@@ -170,7 +176,7 @@ class _Reporter:
         current[2] += prompt_tokens
 
 
-def _sum_up(meters: list[Meter], end_ns: int) -> Result:
+def _sum_up(meters: list[Meter], end_ns: int, ttft_ms: float, tpot_ms: float) -> Result:
     for meter in meters:
         meter.settle()
     tokens, iterations = sum(m.tokens for m in meters), sum(m.iterations for m in meters)
@@ -181,6 +187,7 @@ def _sum_up(meters: list[Meter], end_ns: int) -> Result:
     several = outputs > 1
     tpot = (latency - ttft)[several] / (outputs[several] - 1)
     seconds = end_ns / 1e9
+    met = (ttft <= 1e6 * ttft_ms) & (latency - ttft <= 1e6 * tpot_ms * np.maximum(0, outputs - 1))
 
     def shares(name: str) -> dict[int, float]:
         gammas = sorted({gamma for m in meters for gamma in getattr(m, name)})
@@ -189,6 +196,7 @@ def _sum_up(meters: list[Meter], end_ns: int) -> Result:
     could = sum(m.could for m in meters)
     return Result(
         seconds=seconds, requests=len(latency), tokens=tokens, rate=tokens / seconds if seconds else 0.0,
+        within=int(outputs[met].sum()),
         efficiency=sum(m.got for m in meters) / could if could else 1.0, iterations=iterations,
         batch_size=sum(m.batch_total for m in meters) / max(1, iterations), switches=sum(m.switches for m in meters),
         retractions=sum(m.retractions for m in meters), refused=sum(m.refused for m in meters),
