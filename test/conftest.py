@@ -1,5 +1,6 @@
 """Options and fixtures of the whole suite."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from sglang_nightjar.cpu.bootstrap import prepare_process
 
 # Before any test module imports sglang or transformers.
 prepare_process()
+# What one test's policy has learnt must not decide in another.
+os.environ["NIGHTJAR_STATE"] = "none"
 
 OTHER_MARKERS = ("server", "gpu")
 

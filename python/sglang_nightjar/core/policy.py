@@ -79,7 +79,10 @@ class Policy:
         return {}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take up what `save` returned, before any scheduler joins. Raises ValueError, for people, if it can't."""
+        """Take up what `save` returned, before the first scheduler of a kind joins; with several kinds, once for each.
+
+        A kind is target, draft, hardware, tp_size and SGLang's version. Raises ValueError, for people, if it can't.
+        """
         raise ValueError(f"policy {self.name} keeps no state")
 
 

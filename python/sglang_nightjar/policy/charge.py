@@ -68,7 +68,8 @@ class Slot:
         """True once when it was time to start again, which has been done. The new host knows nothing yet."""
         if self.host is not None or now < self._retry_at:
             return False
-        self.host = Host(self.spec)
+        # After two failures perhaps its state is what it can't take.
+        self.host = Host(self.spec, cold=not self.may_warm)
         self.restarts += 1
         return True
 
@@ -144,6 +145,8 @@ class Charge:
         """Put another policy in charge, once it is loaded, rehearsed and warm; ``done`` hears how it went."""
         if self._swap is not None:
             self._end_swap("replaced by a later change")
+        # By the time that the new one reads it, it is there: two policies may share what they learn.
+        self.save()
         host = Host(spec)
         self._warm(host, True)
         self._swap = _Swap(spec, host, done, time.monotonic() + START_TIMEOUT + _WARM_TIMEOUT, host.mark)
@@ -176,8 +179,18 @@ class Charge:
                 self._warm_slot(slot)
         return failed, self._advance_swap(now)
 
+    def save(self) -> None:
+        """Have what the policy in charge learnt written to disk. Shadows read states and write none."""
+        if self.current.host is not None:
+            self.current.host.ask_save()
+
+    def _saves(self) -> bool:
+        return self.current.host is not None and self.current.host.saving
+
     def close(self) -> None:
-        """End all workers."""
+        """Save, and end all workers."""
+        if self.current.host is not None:
+            self.current.host.save_and_wait()
         for host in self.hosts():
             host.close()
 
@@ -193,7 +206,7 @@ class Charge:
             self._end_swap(swap.host.error)
         elif now > swap.deadline:
             self._end_swap("it was not warm in time")
-        elif swap.host.ready and swap.host.reached(swap.mark):
+        elif swap.host.ready and swap.host.reached(swap.mark) and not self._saves():
             self.current.close()
             self.current = Slot(swap.spec, swap.host)
             swap.host.since = time.time()

@@ -32,6 +32,8 @@ class PolicySection:
         seed: of its random numbers.
         timeout: seconds that it may be busy with what it was sent, before it is restarted.
         memory_mb: address space of its process.
+        state: folder for what it has learnt, absolute or relative to the config; "none" keeps nothing; None is one
+            below the cache.
     """
 
     name: str | None = None
@@ -40,6 +42,7 @@ class PolicySection:
     seed: int = field(default=0, metadata={"min": 0, "max": 2**53})
     timeout: float = field(default=3.0, metadata={"min": 0.05, "max": 60.0})
     memory_mb: int = field(default=1024, metadata={"min": 64, "max": 1_048_576})
+    state: str | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None and self.path is not None:
@@ -173,7 +176,9 @@ def load(path: Path) -> Config:
 
 
 def _from(directory: Path, spec: PolicySection) -> PolicySection:
-    return spec if spec.path is None else dataclasses.replace(spec, path=str(directory / spec.path))
+    path = None if spec.path is None else str(directory / spec.path)
+    state = spec.state if spec.state in (None, "none") else str(directory / spec.state)
+    return dataclasses.replace(spec, path=path, state=state)
 
 
 def not_live(old: Config, new: Config) -> list[str]:

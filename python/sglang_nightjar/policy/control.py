@@ -151,7 +151,7 @@ class Control:
         limits = self._server.config.policy
         spec = PolicySection(
             name=args.name, path=args.path, params=args.params,
-            seed=limits.seed, timeout=limits.timeout, memory_mb=limits.memory_mb,
+            seed=limits.seed, timeout=limits.timeout, memory_mb=limits.memory_mb, state=limits.state,
         )  # fmt: skip
 
         def done(slot: Slot, why: str) -> None:

@@ -1,6 +1,8 @@
 """The policy process' side of one worker: starting it, feeding it, and noticing when it fails or hangs."""
 
+import logging
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from sglang_nightjar.policy import pipe
+from sglang_nightjar.policy import pipe, saved_state
 from sglang_nightjar.policy.config_file import PolicySection
 
 START_TIMEOUT = 10.0
@@ -19,6 +21,8 @@ START_TIMEOUT = 10.0
 _IN_HAND = 3
 _MAX_BATCH = 256
 _MAX_WAITING = 20_000
+#: Seconds that anybody waits for a state to be written.
+_SAVE_PATIENCE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,8 @@ class Host:
         dropped: frames that it was too slow to take.
     """
 
-    def __init__(self, spec: PolicySection) -> None:
+    def __init__(self, spec: PolicySection, cold: bool = False) -> None:
+        """``cold``: without what it had learnt in an earlier life."""
         self.spec = spec
         self.name, self.version, self.params = spec.name or os.path.basename(spec.path or ""), "", dict(spec.params)
         self.error: str | None = None
@@ -69,6 +74,8 @@ class Host:
         self._out = bytearray()
         self._buffer = pipe.Buffer()
         self._started = time.monotonic()
+        self._saves_until, self._saved_records = 0.0, 0
+        self._state = saved_state.folder_of(spec.state)
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,7 +93,9 @@ class Host:
         except OSError as error:
             self._fail(f"its worker can't be started: {error.strerror}")
             return
-        init = {name: getattr(spec, name) for name in ("name", "path", "params", "seed", "memory_mb")}
+        init: dict[str, Any] = {n: getattr(spec, n) for n in ("name", "path", "params", "seed", "memory_mb")}
+        init |= {"state": str(self._state) if self._state else None, "cold": cold}
+        init["log_level"] = logging.getLogger().getEffectiveLevel()
         self._send(pipe.INIT, orjson.dumps(init, option=orjson.OPT_NON_STR_KEYS))
 
     def fileno(self) -> int:
@@ -134,6 +143,27 @@ class Host:
         """Have `estimates` brought up to date, soon."""
         if self.error is None and self.ready and not self._batches and not self._out:
             self._send(pipe.ESTIMATES)
+
+    def ask_save(self) -> None:
+        """Have what was learnt since the last time written to disk, soon; see `saving`."""
+        if self.error is None and self.ready and self._state is not None and self.records != self._saved_records:
+            self._saved_records = self.records
+            self._saves_until = time.monotonic() + _SAVE_PATIENCE
+            self._send(pipe.SAVE)
+
+    @property
+    def saving(self) -> bool:
+        """It was asked for, is not done, and is still worth waiting for."""
+        return self.error is None and time.monotonic() < self._saves_until
+
+    def save_and_wait(self) -> None:
+        """For the end: `ask_save`, and wait until it is done, for a second at most."""
+        self.ask_save()
+        while self.saving:
+            left = max(0.0, self._saves_until - time.monotonic())
+            select.select([self._socket], [self._socket] if self._out else [], [], left)
+            self._write()
+            self.receive()
 
     def receive(self) -> tuple[list[Verdict], list[tuple[str, int]]]:
         """Decisions since the last call, and the echoes of what has been worked on. Never raises; see `error`."""
@@ -220,6 +250,8 @@ class Host:
             self.ready = True
         elif kind == pipe.ESTIMATES:
             self.estimates = body
+        elif kind == pipe.SAVED:
+            self._saves_until = 0.0
         elif kind == pipe.FAILED:
             self._fail(str(body["error"]))
 

@@ -1,8 +1,8 @@
 """Frames over the socket pair between the policy process and a policy's worker.
 
 A frame is a 4-byte length, a 1-byte kind, and a payload. To the worker: `INIT` (JSON), `BATCH` (wire frames, each with
-a 4-byte length before it), `ESTIMATES`. From the worker: `READY` (JSON), `DONE` (JSON: the decisions of a batch),
-`ESTIMATES` (JSON), `FAILED` (JSON, and then it exits).
+a 4-byte length before it), `ESTIMATES`, `SAVE`. From the worker: `READY` (JSON), `DONE` (JSON: the decisions of a
+batch), `ESTIMATES` (JSON), `SAVED` (JSON null, well or not), `FAILED` (JSON, and then it exits).
 """
 
 import socket
@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator
 
 INIT, BATCH, ESTIMATES, READY, DONE, FAILED = b"I", b"B", b"E", b"R", b"D", b"F"
+SAVE, SAVED = b"S", b"W"
 _HEAD = struct.Struct("<I1s")
 _LENGTH = struct.Struct("<I")
 #: Longer is damage: a batch of 256 wire frames of the largest size is below it.

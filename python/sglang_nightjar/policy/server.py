@@ -48,6 +48,7 @@ _OURS = (Plan, HelloWanted, Reply)
 _TICK_MS = 20
 _SHORTEST_ROUND = 0.0004
 _ESTIMATES_EVERY = 1.0
+_SAVE_EVERY = 60.0
 
 
 class Server:
@@ -72,6 +73,7 @@ class Server:
         self._said = OnceAMinute(logger)
         self._stopping = False
         self._next_tick = self._next_slow_tick = self._asked_estimates = 0.0
+        self._next_save = time.monotonic() + _SAVE_EVERY
         keys = Path(config.link.keys) if config.link.keys else None
         self.router = Router(context, endpoint, keys)
         try:
@@ -261,6 +263,9 @@ class Server:
             self._asked_estimates = now
             for host in self.charge.hosts():
                 host.ask_estimates()
+        if now >= self._next_save:
+            self._next_save = now + _SAVE_EVERY
+            self.charge.save()
         if now >= self._next_slow_tick:
             self._next_slow_tick = now + 0.25
             self._slow_tick(now)

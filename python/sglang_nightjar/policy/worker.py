@@ -6,12 +6,15 @@ The policy process sends batches of wire frames that it has checked, and counts 
 
 import contextlib
 import gc
+import logging
 import os
 import resource
 import signal
 import socket
 import sys
+import threading
 import traceback
+from pathlib import Path
 from typing import Any, NoReturn
 
 import orjson
@@ -21,6 +24,7 @@ from sglang_nightjar.core.messages import Arrivals, Hello, Telemetry
 from sglang_nightjar.core.policy import Decision, Policy, check
 from sglang_nightjar.errors import ConfigError
 from sglang_nightjar.policy import loader, pipe
+from sglang_nightjar.policy.saved_state import SavedState
 
 #: Given back when memory runs out, so that there is some left to say so.
 _BALLAST = 1 << 20
@@ -29,8 +33,8 @@ _BALLAST = 1 << 20
 class Worker:
     """Drives one policy; every answer of it is checked."""
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy, saved: SavedState | None = None) -> None:
+        self.policy, self.saved = policy, saved
         self.candidates: dict[str, tuple[int, ...]] = {}
 
     def batch(self, payload: bytes) -> bytes:
@@ -62,6 +66,8 @@ class Worker:
         message = wire.decode(frame)
         if isinstance(message, Hello):
             self.candidates[message.sender] = message.candidates
+            if self.saved is not None:
+                self.saved.take_up(message)
             decision = self.policy.hello(message)
             if decision is not None:
                 self._check(message.sender, decision)
@@ -110,17 +116,30 @@ def _rehearse(kind_of: Any) -> None:
 def serve(connection: socket.socket) -> None:
     """Answer frames until the policy process closes its end. Exceptions of the policy come out of here."""
     worker: Worker | None = None
+    # What was saved is said from the thread that wrote it.
+    lock = threading.Lock()
+
+    def send(kind: bytes, payload: bytes) -> None:
+        with lock:
+            connection.sendall(pipe.frame(kind, payload))
+
+    def saved() -> None:
+        with contextlib.suppress(OSError):
+            send(pipe.SAVED, b"null")
+
     for kind, payload in pipe.receive(connection):
         if kind == pipe.INIT:
             spec = orjson.loads(payload)
             _limit(spec.pop("memory_mb"))
+            logging.getLogger().setLevel(spec.pop("log_level"))
+            folder, cold = spec.pop("state"), spec.pop("cold")
 
             def make(spec: dict[str, Any] = spec) -> Policy:
                 return loader.make(**spec)
 
             policy = make()
             _rehearse(make)
-            worker = Worker(policy)
+            worker = Worker(policy, SavedState(Path(folder), make, policy, cold) if folder else None)
             # What is here stays: looking through it for garbage would take milliseconds from plans.
             gc.collect()
             gc.freeze()
@@ -130,12 +149,14 @@ def serve(connection: socket.socket) -> None:
                 option=orjson.OPT_NON_STR_KEYS,
                 default=str,
             )
-            connection.sendall(pipe.frame(pipe.READY, answer))
+            send(pipe.READY, answer)
         elif kind == pipe.BATCH and worker is not None:
-            connection.sendall(pipe.frame(pipe.DONE, worker.batch(payload)))
+            send(pipe.DONE, worker.batch(payload))
         elif kind == pipe.ESTIMATES and worker is not None:
             answer = orjson.dumps(worker.policy.estimates(), option=orjson.OPT_NON_STR_KEYS)
-            connection.sendall(pipe.frame(pipe.ESTIMATES, answer))
+            send(pipe.ESTIMATES, answer)
+        elif kind == pipe.SAVE and worker is not None and worker.saved is not None:
+            worker.saved.save(saved)
 
 
 def _limit(memory_mb: int) -> None:
@@ -166,7 +187,10 @@ def _explain(error: BaseException) -> str:
 
 def main(argv: list[str]) -> NoReturn:
     """Serve one policy on the inherited socket ``argv[0]``, as long as process ``argv[1]`` lives."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Whoever ends all processes of the server at once: our parent asks for the state first, then it ends us.
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(format="%(asctime)s nightjar policy %(levelname)s: %(message)s", stream=sys.stderr)
     _die_with_parent(int(argv[1]))
     connection = socket.socket(fileno=int(argv[0]))
     ballast: bytearray | None = bytearray(_BALLAST)
