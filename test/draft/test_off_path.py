@@ -43,7 +43,7 @@ def test_gamma_0_holds_one_slot_per_request_beyond_its_text(scenes: dict[str, An
 
 
 def test_prefixes_that_the_draft_never_saw_are_caught_up(scenes: dict[str, Any]) -> None:
-    """Iterations at γ=0 meanwhile shift where drafts begin, so one request may be luckier than before; all together not."""
+    """Iterations at γ=0 shift where drafts begin, so one request may be luckier than before; all together not."""
     assert scenes["stale prefixes"]["caught up"] > 0
     lengths, always = (sum(scenes[name]["lengths"]) for name in ("stale prefixes", "always 3"))
     assert lengths == pytest.approx(always, rel=0.05)
