@@ -7,8 +7,8 @@ from types import SimpleNamespace as Fake
 import pytest
 
 from sglang_nightjar.agent.collector import Collector
-from sglang_nightjar.agent.decision import POLICY, Decision
-from sglang_nightjar.agent.overhead import Overhead
+from sglang_nightjar.agent.decision import GONE, POLICY, Decision, fallback
+from sglang_nightjar.agent.durations import Durations
 from sglang_nightjar.agent.regimes import RegimeLog
 from sglang_nightjar.agent.sampler import DecodeSample, Pressure
 from sglang_nightjar.agent.scheduler_agent import SchedulerAgent
@@ -50,12 +50,12 @@ def test_a_flood_of_switches_is_one_line_a_second_with_their_number(lines: pytes
         clock.now += 0.01
     assert 8 <= len(lines.messages) <= 12
     assert regimes.total == 1000
-    assert regimes.switches == {(0, 1, "policy"): 500, (1, 0, "policy"): 500}
+    assert regimes.switches == {(0, 1, "policy", "batch_size"): 500, (1, 0, "policy", "batch_size"): 500}
     assert "were not logged" in lines.messages[1]
 
 
 def test_overhead_is_that_of_the_last_iterations() -> None:
-    overhead = Overhead()
+    overhead = Durations()
     assert overhead.percentiles().p99 == 0
     overhead.note(10**9)
     for number in range(10_000):
@@ -90,3 +90,20 @@ def test_a_switch_is_explained_by_the_plan_under_which_it_was_decoded(lines: pyt
     launch(held=True)
     agent._report()
     assert "3 → 0" in lines.messages[2] and "the draft is not ready" in lines.messages[2]
+
+
+def test_each_switch_has_its_reason_in_one_word() -> None:
+    regimes = RegimeLog(logging.INFO)
+    before, plan = fallback(3, "no plan yet", 0), Decision(((1, 4, 5), (5, None, 1)), POLICY, 7, "test", "", 0)
+    for launch in (
+        Launch(3, before), Launch(5, plan), Launch(1, plan), Launch(0, plan, held=True), Launch(1, plan),
+        Launch(3, fallback(3, "the policy process is gone", 1, GONE)),
+    ):  # fmt: skip
+        regimes.note(launch, 1, 1)
+    assert regimes.switches == {
+        (3, 5, "policy", "plan"): 1,
+        (5, 1, "policy", "batch_size"): 1,
+        (1, 0, "policy", "draft"): 1,
+        (0, 1, "policy", "draft"): 1,
+        (1, 3, "fallback", "gone"): 1,
+    }

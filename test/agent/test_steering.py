@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from helpers.router import make_plan
 
-from sglang_nightjar.agent.decision import FALLBACK, POLICY
+from sglang_nightjar.agent.decision import EXPIRED, FALLBACK, GONE, POLICY, SILENT
 from sglang_nightjar.agent.link import LinkState
 from sglang_nightjar.agent.selector import GammaSelector
 from sglang_nightjar.agent.steering import Steering
@@ -66,6 +66,7 @@ def test_the_fallback_comes_at_once_when_the_connection_breaks_and_goes_with_the
     bench.client.state = LinkState.CONNECTING
     decision = bench.steering.next_decision()
     assert (decision.source, decision.plan_id, decision.gamma_for(9)) == (FALLBACK, 0, 3)
+    assert decision.cause == GONE
     assert bench.steering.next_decision() is None
     assert bench.steering.fallbacks == 1
     assert bench.deliver(make_plan(2)).source == POLICY
@@ -76,7 +77,8 @@ def test_silence_is_a_fallback_and_the_same_plan_again_ends_it(bench: Bench) -> 
     bench.deliver(plan)
     bench.client.state = LinkState.STALE
     bench.now += 2000 * MS
-    assert "2.0 s" in bench.steering.next_decision().reason
+    decision = bench.steering.next_decision()
+    assert "2.0 s" in decision.reason and decision.cause == SILENT
     decision = bench.deliver(plan)
     assert (decision.source, decision.plan_id) == (POLICY, plan.plan_id)
 
@@ -87,7 +89,7 @@ def test_a_plan_runs_out_although_the_link_lives(bench: Bench) -> None:
     bench.now += 499 * MS
     assert bench.steering.next_decision() is None
     bench.now += 2 * MS
-    assert bench.steering.next_decision().source == FALLBACK
+    assert bench.steering.next_decision().cause == EXPIRED
 
 
 def test_a_repeated_plan_is_valid_for_longer(bench: Bench) -> None:
@@ -110,4 +112,4 @@ def test_what_this_scheduler_can_not_run_is_refused_and_the_old_plan_stays(bench
 
 def test_the_round_trip_is_measured_against_the_record_that_the_plan_answers(bench: Bench) -> None:
     bench.deliver(replace(make_plan(1), echo_ns=bench.now - 3 * MS))
-    assert bench.steering.round_trip_ns == 3 * MS
+    assert bench.steering.round_trips.percentiles().p50 == 3000

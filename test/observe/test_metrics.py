@@ -25,8 +25,9 @@ def test_series_of_a_rank(registry: CollectorRegistry) -> None:
     assert value("gamma") == 3
     assert value("steered") == 1
     assert value("seconds_by_gamma_total", gamma="0") == 1.5
-    assert value("gamma_switches_total", **{"from": "0", "to": "3", "source": "policy"}) == 2
-    assert value("policy_round_trip_seconds") == pytest.approx(800e-6)
+    assert value("gamma_switches_total", **{"from": "0", "to": "3", "source": "policy", "reason": "plan"}) == 2
+    assert value("policy_round_trip_seconds", quantile="0.5") == pytest.approx(800e-6)
+    assert value("policy_round_trip_seconds", quantile="0.99") == pytest.approx(4000e-6)
     assert value("agent_overhead_seconds", quantile="0.99") == pytest.approx(30e-6)
     assert value("frames_rejected_total") == 2
     assert value("kv_capacity_tokens") == 16384

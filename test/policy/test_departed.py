@@ -33,6 +33,15 @@ def server(tmp_path):
     made.close()
 
 
+def test_what_is_learnt_is_saved_by_the_minute(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(server.charge, "save", lambda: asked.append(1.0))
+    began = time.monotonic()
+    for second in range(0, 150, 5):
+        server._tick(began + second)
+    assert len(asked) == 2
+
+
 def test_a_new_policy_hears_of_known_schedulers_only(server: Server) -> None:
     """docs/policies.md's example looks its senders up: the record of one that was never introduced is a KeyError."""
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from sglang_nightjar.agent.decision import NO_PLAN
-from sglang_nightjar.agent.overhead import Overhead
+from sglang_nightjar.agent.durations import Durations
 from sglang_nightjar.agent.sampler import DecodeSample, PrefillSample, Pressure
 from sglang_nightjar.core.messages import Telemetry
 
@@ -34,13 +34,13 @@ class Collector:
     Attributes:
         totals: see `Totals`.
         last: the newest record; None before the first.
-        overhead: what the agent costs the scheduler.
+        overhead: what the agent costs the scheduler's thread, per iteration.
     """
 
     def __init__(self) -> None:
         self.totals = Totals()
         self.last: Telemetry | None = None
-        self.overhead = Overhead()
+        self.overhead = Durations()
         self._since_ns = 0
         self._prefill_tokens = 0
 

@@ -8,6 +8,9 @@ from sglang_nightjar.core.messages import Plan
 POLICY = "policy"
 FALLBACK = "fallback"
 
+#: `Decision.cause`, few and fixed, as a metric's label must be: a plan, or why there is none that counts.
+PLAN, NONE_YET, GONE, SILENT, EXPIRED = "plan", "none_yet", "gone", "silent", "expired"
+
 #: `Decision.plan_id` of the fallback, as in `Telemetry.plan_id`.
 NO_PLAN = 0
 
@@ -24,6 +27,7 @@ class Decision:
         reason: one line for people.
         received_ns: the first rank's monotonic clock when it took the plan over.
         residency: where the plan wants the draft, ``device`` or ``host``.
+        cause: the reason in one word: PLAN, NONE_YET, GONE, SILENT or EXPIRED.
     """
 
     gammas: Ranges
@@ -33,15 +37,16 @@ class Decision:
     reason: str
     received_ns: int
     residency: str = "device"
+    cause: str = PLAN
 
     def gamma_for(self, batch_size: int) -> int:
         """γ for ``batch_size`` requests."""
         return lookup(self.gammas, batch_size)
 
 
-def fallback(gamma: int, reason: str, now_ns: int) -> Decision:
+def fallback(gamma: int, reason: str, now_ns: int, cause: str = NONE_YET) -> Decision:
     """The same γ for every batch size, until a plan counts again."""
-    return Decision(((1, None, gamma),), FALLBACK, NO_PLAN, "", reason, now_ns)
+    return Decision(((1, None, gamma),), FALLBACK, NO_PLAN, "", reason, now_ns, cause=cause)
 
 
 def from_plan(plan: Plan, now_ns: int) -> Decision:

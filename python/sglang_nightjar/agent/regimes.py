@@ -11,19 +11,22 @@ logger = logging.getLogger(__name__)
 #: At most one line per so many seconds: a plan whose γ depends on the batch size can switch with every request.
 QUIET_S = 1.0
 
+BATCH_SIZE, DRAFT = "batch_size", "draft"
+
 
 class RegimeLog:
     """Follows the γ that iterations really used.
 
     Attributes:
-        switches: (from, to, source) of every switch, counted; source is that of the decision.
+        switches: (from, to, source, reason) of every switch, counted. The reason is the decision's cause if that is a
+            new one, BATCH_SIZE if not, and DRAFT if the draft was not ready, or is again.
     """
 
     def __init__(self, level: int, clock_s: Callable[[], float] = time.monotonic):
-        self.switches: dict[tuple[int, int, str], int] = {}
+        self.switches: dict[tuple[int, int, str, str], int] = {}
         self._level = level
         self._clock_s = clock_s
-        self._gamma: int | None = None
+        self._last: Launch | None = None
         self._logged_gamma: int | None = None
         self._quiet_until = 0.0
         self._unlogged = 0
@@ -36,14 +39,13 @@ class RegimeLog:
         """The result of ``launch`` has come. What is in force by now may be another decision than its."""
         gamma, decision, held = launch
         source = decision.source
-        if gamma != self._gamma:
-            if self._gamma is not None:
-                key = (self._gamma, gamma, source)
-                self.switches[key] = self.switches.get(key, 0) + 1
-                self._unlogged += 1
-            else:
-                self._logged_gamma = gamma
-            self._gamma = gamma
+        last, self._last = self._last, launch
+        if last is None:
+            self._logged_gamma = gamma
+        elif gamma != last.gamma:
+            key = (last.gamma, gamma, source, _reason(last, launch))
+            self.switches[key] = self.switches.get(key, 0) + 1
+            self._unlogged += 1
         if not self._unlogged:
             return
         now = self._clock_s()
@@ -65,3 +67,9 @@ class RegimeLog:
         )
         self._logged_gamma = gamma
         self._unlogged = 0
+
+
+def _reason(last: Launch, launch: Launch) -> str:
+    if launch.held != last.held:
+        return DRAFT
+    return launch.decision.cause if launch.decision is not last.decision else BATCH_SIZE

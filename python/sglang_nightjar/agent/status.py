@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from sglang_nightjar.agent.durations import Durations
 from sglang_nightjar.agent.scheduler_agent import SchedulerAgent
 from sglang_nightjar.draft import status as draft_status
 
@@ -11,11 +12,10 @@ KEY = "nightjar"
 
 
 def rank_status(agent: SchedulerAgent) -> dict[str, Any]:
-    """The entry of ``agent``'s rank. docs/how-it-works.md lists the fields."""
+    """The entry of ``agent``'s rank. docs/metrics.md lists the fields."""
     decision = agent.selector.decision
     last = agent.collector.last
     totals = agent.collector.totals
-    overhead = agent.collector.overhead.percentiles()
     memory = draft_status.memory(agent.scheduler, agent.draft_bytes)
     return {
         "rank": agent.place.dp_rank,
@@ -32,12 +32,12 @@ def rank_status(agent: SchedulerAgent) -> dict[str, Any]:
         "kv": {"used": last.kv_used if last else 0, **memory["kv"]},
         "draft": memory["draft"],
         "link": _link(agent),
-        "overhead_us": {"p50": round(overhead.p50, 1), "p99": round(overhead.p99, 1)},
+        "overhead_us": _microseconds(agent.collector.overhead),
         "seconds_by_gamma": {str(gamma): ns / 1e9 for gamma, ns in sorted(totals.time_ns_by_gamma.copy().items())},
         "draft_tokens": {"verified": totals.verified, "proposed": totals.proposed, "accepted": totals.accepted},
         "switches": [
-            {"from": before, "to": after, "source": source, "count": count}
-            for (before, after, source), count in sorted(agent.regimes.switches.copy().items())
+            {"from": before, "to": after, "source": source, "reason": reason, "count": count}
+            for (before, after, source, reason), count in sorted(agent.regimes.switches.copy().items())
         ],
         "counters": {
             "gamma_switches": agent.regimes.total,
@@ -60,5 +60,10 @@ def _link(agent: SchedulerAgent) -> dict[str, Any]:
         "rejected": client.rejected,
         "replayed": client.replayed,
         "connections": client.link.connections,
-        "round_trip_us": round(agent.steering.round_trip_ns / 1000, 1),
+        "round_trip_us": _microseconds(agent.steering.round_trips),
     }
+
+
+def _microseconds(durations: Durations) -> dict[str, float]:
+    found = durations.percentiles()
+    return {"p50": round(found.p50, 1), "p99": round(found.p99, 1)}

@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 
 from sglang_nightjar.agent.client import PolicyClient
-from sglang_nightjar.agent.decision import FALLBACK, Decision, fallback, from_plan
+from sglang_nightjar.agent.decision import EXPIRED, FALLBACK, GONE, SILENT, Decision, fallback, from_plan
+from sglang_nightjar.agent.durations import Durations
 from sglang_nightjar.agent.link import LinkState
 from sglang_nightjar.agent.selector import GammaSelector
 from sglang_nightjar.core.messages import Plan
@@ -15,13 +16,13 @@ class Steering:
 
     Attributes:
         fallbacks: how often a policy lost its say.
-        round_trip_ns: from a telemetry record's result to the arrival of the plan that answers it, the last one seen.
+        round_trips: from a telemetry record's result until the plan that answers it was read.
     """
 
     def __init__(self, client: PolicyClient, selector: GammaSelector, clock_ns: Callable[[], int] = time.monotonic_ns):
         self.client = client
         self.fallbacks = 0
-        self.round_trip_ns = 0
+        self.round_trips = Durations()
         self._selector = selector
         self._clock_ns = clock_ns
         self._in_force = selector.decision
@@ -35,7 +36,7 @@ class Steering:
         now = self._clock_ns()
         if plan is not None and plan.plan_id != self._refused:
             if plan.echo_ns:
-                self.round_trip_ns = max(0, now - plan.echo_ns)
+                self.round_trips.note(max(0, now - plan.echo_ns))
             self._valid_until_ns = now + plan.valid_for_ms * 1_000_000
             if self._plan is None or plan.plan_id != self._plan.plan_id:
                 decision = from_plan(plan, now)
@@ -53,20 +54,21 @@ class Steering:
             return self._put_in_force(from_plan(self._plan, now))
         if trouble:
             self.fallbacks += 1
-            return self._put_in_force(fallback(self._selector.fallback_gamma, trouble, now))
+            cause, reason = trouble
+            return self._put_in_force(fallback(self._selector.fallback_gamma, reason, now, cause))
         return None
 
     def _put_in_force(self, decision: Decision) -> Decision:
         self._in_force = decision
         return decision
 
-    def _trouble(self, now: int) -> str:
-        """Why the plan can't be relied on; "" if it can."""
+    def _trouble(self, now: int) -> tuple[str, str] | None:
+        """Why the plan can't be relied on: `Decision.cause` and ``reason``; None if it can."""
         state = self.client.state
         if state is LinkState.CONNECTING:
-            return "the policy process is gone"
+            return GONE, "the policy process is gone"
         if state is LinkState.STALE:
-            return f"no sign of life from the policy process for {(now - self.client.life_ns) / 1e9:.1f} s"
+            return SILENT, f"no sign of life from the policy process for {(now - self.client.life_ns) / 1e9:.1f} s"
         if now > self._valid_until_ns:
-            return "the plan has run out"
-        return ""
+            return EXPIRED, "the plan has run out"
+        return None

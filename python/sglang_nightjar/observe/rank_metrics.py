@@ -46,7 +46,9 @@ class RankMetrics:
         self._batch = gauge("batch_size", "Requests decoded together in the last decode iteration.")
         self._steered = gauge("steered", "1 if a policy's plan decides, 0 if the fallback does.")
         self._link = gauge("link_up", "1 if the policy process is connected and shows signs of life.")
-        self._round_trip = gauge("policy_round_trip_seconds", "From a result to the arrival of the plan made of it.")
+        self._round_trip = gauge(
+            "policy_round_trip_seconds", "From a result until the plan made of it was read.", "quantile"
+        )
         self._overhead = gauge(
             "agent_overhead_seconds", "Time of the agent on the scheduler's thread, per iteration.", "quantile"
         )
@@ -62,7 +64,7 @@ class RankMetrics:
         self._iterations = counter("iterations", "Decode iterations.")
         self._seconds = counter("seconds_by_gamma", "Duration of the decode iterations with this γ.", "gamma")
         self._switches = counter(
-            "gamma_switches", "Changes of γ from one iteration to the next.", "from", "to", "source"
+            "gamma_switches", "Changes of γ from one iteration to the next.", "from", "to", "source", "reason"
         )
         self._verified = counter(
             "verified_requests", "Requests in decode iterations, summed: the target's verifications."
@@ -84,13 +86,15 @@ class RankMetrics:
         self._batch.labels(rank).set(status["batch_size"])
         self._steered.labels(rank).set(status["source"] == "policy")
         self._link.labels(rank).set(link["state"] == "up")
-        self._round_trip.labels(rank).set(link.get("round_trip_us", 0) / 1e6)
         for quantile, key in (("0.5", "p50"), ("0.99", "p99")):
+            if "round_trip_us" in link:
+                self._round_trip.labels(rank, quantile).set(link["round_trip_us"][key] / 1e6)
             self._overhead.labels(rank, quantile).set(status["overhead_us"][key] / 1e6)
         for gamma, seconds in status["seconds_by_gamma"].items():
             self._seconds.follow(seconds, rank, gamma)
         for switch in status["switches"]:
-            self._switches.follow(switch["count"], rank, str(switch["from"]), str(switch["to"]), switch["source"])
+            gammas = str(switch["from"]), str(switch["to"])
+            self._switches.follow(switch["count"], rank, *gammas, switch["source"], switch["reason"])
         self._capacity.labels(rank).set(status["kv"]["capacity"])
         self._draft_bytes.labels(rank).set(status["draft"]["device_bytes"])
         for state in Residency:

@@ -1,4 +1,4 @@
-"""What the agent costs the scheduler's thread, per iteration."""
+"""How long something that happens often has taken lately."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -8,24 +8,24 @@ _KEPT = 1024
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Microseconds per decode iteration, over the last thousand."""
+    """Microseconds."""
 
     p50: float
     p99: float
 
 
-class Overhead:
-    """Keeps the costs of the last iterations."""
+class Durations:
+    """Keeps the last 1,024 of one kind."""
 
     def __init__(self) -> None:
         self._kept: deque[int] = deque(maxlen=_KEPT)
 
     def note(self, ns: int) -> None:
-        """An iteration cost the scheduler's thread ``ns``."""
+        """It took ``ns``."""
         self._kept.append(ns)
 
     def percentiles(self) -> Percentiles:
-        """Zero before the first iteration. Any thread may ask."""
+        """Zero before the first. Any thread may ask."""
         ordered = sorted(self._kept.copy())
         if not ordered:
             return Percentiles(0.0, 0.0)
