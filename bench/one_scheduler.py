@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "test"))
 
 from helpers.one_scheduler import OneScheduler
 
+from sglang_nightjar.cpu import threads
 from sglang_nightjar.demo.corpus import held_out, render
 from sglang_nightjar.demo.pair import ensure_pair
 
@@ -20,6 +21,8 @@ class Arm:
     """A scheduler in another process, which does nothing but what it is asked for; use it in a ``with`` block."""
 
     def __init__(self, has_draft: bool, **flags: Any):
+        # As a server's launcher does: a child's libgomp reads how long idle threads spin when it is loaded.
+        threads.configure()
         context = multiprocessing.get_context("spawn")
         self._pipe, its = context.Pipe()
         self._process = context.Process(target=_serve, args=(its, has_draft, flags))

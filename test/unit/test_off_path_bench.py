@@ -1,0 +1,21 @@
+"""The arithmetic of bench/off_path."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench.off_path.run import lowest_tenth, table
+
+
+def test_the_table_compares_neighbours_and_quiet_iterations() -> None:
+    none = {"whole": [50.0, 60.0], "outside": [2.0, 2.0], "whole_low": [48.0, 48.0], "outside_low": [1.0, 1.0]}
+    ours = {"whole": [51.0, 66.0], "outside": [3.0, 3.0], "whole_low": [49.2, 49.2], "outside_low": [2.2, 2.2]}
+    text = table({"32": {"none": none, "gamma 0": ours}}, {"none": 28.0, "gamma 0": 27.0})
+    assert "| 32 | 55.00 | 58.50 | 1.060 (1.040 to 1.080) | 1.025 | 1.00 | 2.20 |" in text
+    assert "| mean number of running requests | 28.0 | 27.0 |" in text
+
+
+def test_the_lowest_tenth() -> None:
+    assert lowest_tenth([5.0, 3.0]) == 3.0
+    assert lowest_tenth([float(value) for value in range(20, 0, -1)]) == 3.0
