@@ -78,10 +78,13 @@ def _memory(found: dict[str, Any]) -> list[str]:
     one = found.get("memory", {})
     if "found" not in one:
         return []
+    settings = ", ".join(f"{name} {value}" for name, value in one["settings"].items())
     return [
+        f"Pair of the 8B shape: {settings}.",
+        "",
         f"Draft: {one['found']['draft_bytes'] / 1e6:.1f} MB; without it {one['found']['tokens']} tokens more than "
         f"{one['kv_tokens']}, predicted {one['predicted_tokens']}. Memory in use on the GPU falls by "
-        f"{one['found']['freed_resident_bytes'] / 1e6:.1f} MB: the cache has grown into the rest."
+        f"{one['found']['freed_resident_bytes'] / 1e6:.1f} MB: the cache has grown into the rest.",
     ]
 
 

@@ -68,6 +68,9 @@ def large(folder: Path, on_gpu: bool, scale: Scale) -> Server:
     target, draft = models.write(scale.shape, ensure_pair().target, folder / "large")
     flags = ["--model-path", str(target), "--load-format", "dummy", "--admin-api-key", KEY]
     flags += ["--max-total-tokens", str(scale.kv_tokens), *_common(on_gpu, "0.7"), *_drafting(draft, folder)]
+    if on_gpu:
+        # Its prompts are short, and its start has a deadline.
+        flags.append("--disable-prefill-cuda-graph")
     return Server(flags, folder / "large.log", SGLANG_SIMULATE_ACC_LEN=ACCEPTED_LENGTH)
 
 
@@ -75,9 +78,10 @@ def _common(on_gpu: bool, memory: str) -> list[str]:
     # Speculation would lower an unset number of running requests to 48 in its own arm only.
     flags = ["--max-running-requests", "128"]
     if on_gpu:
-        # Triton: its draft-extend is captured too, and it compiles nothing with nvcc at first use. Graphs for all batch
-        # sizes and every γ are captured after the KV cache was sized, so the cache leaves them room.
-        flags += ["--attention-backend", "triton", "--mem-fraction-static", memory, "--cuda-graph-max-bs", "128"]
+        # Triton: its draft-extend is captured too, and it compiles nothing with nvcc at first use. Graphs are captured
+        # for every γ after the KV cache was sized, so there are few, and the cache leaves them room.
+        flags += ["--attention-backend", "triton", "--mem-fraction-static", memory]
+        flags += ["--cuda-graph-bs-decode", *"1 2 4 8 16 32 48 64 96 128".split()]
     return flags
 
 

@@ -138,10 +138,19 @@ def memory(put: Put, folder: Path, url: str, on_gpu: bool) -> None:
     with Router(folder / "policy", repeat_s=0.05) as router:
         hello = router.wait_for_hello(60)
         engine = Engine(router, url)
+        put("settings", _settings(url))
         put("predicted_tokens", hello.kv_tokens_without_draft - hello.kv_tokens)
         put("kv_tokens", hello.kv_tokens)
         # The cache has grown into the freed memory, so on a GPU what is held hardly changes.
         put("found", engine.memory(held))
+
+
+def _settings(url: str) -> dict[str, Any]:
+    """What the figures depend on, as SGLang has resolved it."""
+    names = ("attention_backend", "disable_overlap_schedule", "disable_cuda_graph", "dtype", "max_running_requests")
+    with urllib.request.urlopen(f"{url}/server_info", timeout=60) as response:
+        found = json.load(response)
+    return {name: found.get(name) for name in names}
 
 
 def stalls(put: Put, folder: Path, url: str, batch: int, cycles: int) -> None:

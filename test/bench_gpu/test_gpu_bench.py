@@ -114,6 +114,7 @@ def test_the_report_of_a_run() -> None:
             "found": {"draft_bytes": 8e8, "freed_resident_bytes": 0, "tokens": 6000},
             "kv_tokens": 16384,
             "predicted_tokens": 6000,
+            "settings": {"attention_backend": "triton", "disable_overlap_schedule": False},
         },
         "stalls, small batch": {
             "state": "done",
@@ -134,6 +135,7 @@ def test_the_report_of_a_run() -> None:
     assert "right values" in text
     assert "1 of 2 are the plain server's" in text and ": lossless." in text
     assert "6000 tokens more than 16384, predicted 6000" in text
+    assert "attention_backend triton, disable_overlap_schedule False" in text
     assert "| LOADING | 1 | 16.0 ms | 1.60 | 16.0 ms | 1.60 | 1 |" in text
     assert "γ=0 100%, γ=3 50%" in text
     assert "| switch | timed out: not done after 60 s | 60 |" in text
