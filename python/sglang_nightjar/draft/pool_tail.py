@@ -59,6 +59,15 @@ class PoolTail:
         """Every page of the tail is withheld."""
         return self.withheld_tokens == self.extra_tokens
 
+    @property
+    def is_held(self) -> bool:
+        """Nothing may be withheld or moved, because a prompt is being computed in chunks.
+
+        SGLang let it in for the slots that were free then, allots the next chunk without asking whether they still are,
+        and ends when they are not.
+        """
+        return self._scheduler.chunked_req is not None
+
     def open(self, extra_tokens: int) -> None:
         """Hand out a tail of ``extra_tokens``, which is backed by memory; or all that is withheld again."""
         first = self._base_pages + 1
@@ -105,13 +114,10 @@ class PoolTail:
         self._put_capacity()
 
     def empty(self) -> bool:
-        """One bounded step of emptying the tail: `withhold`, make room, move. True when `is_empty`.
+        """One bounded step of emptying the tail, not while it `is_held`: `withhold`, make room, move.
 
-        Nothing happens while a prompt is being computed in chunks: SGLang let it in for the slots that were free then,
-        allots the next chunk without asking whether they still are, and ends when they are not.
+        True when `is_empty`.
         """
-        if self._scheduler.chunked_req is not None:
-            return False
         self.withhold()
         if self.is_empty:
             return True

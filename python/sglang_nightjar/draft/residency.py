@@ -185,12 +185,12 @@ class DraftResidency:
         self._start("empty", self._empty(), self._emptied)
 
     def _empty(self) -> _Work:
-        if self.tail.extra_tokens == 0:
-            return
-        self._fence()
-        while not self.tail.empty():
+        while self.tail.extra_tokens:
+            if not self.tail.is_held:
+                self._fence()
+                if self.tail.empty():
+                    return
             yield
-            self._fence()
 
     def _emptied(self) -> None:
         self.tail.close()
