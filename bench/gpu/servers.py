@@ -81,7 +81,7 @@ def _common(on_gpu: bool, memory: str) -> list[str]:
         # Triton: its draft-extend is captured too, and it compiles nothing with nvcc at first use. Graphs are captured
         # for every γ after the KV cache was sized, so there are few, and the cache leaves them room.
         flags += ["--attention-backend", "triton", "--mem-fraction-static", memory]
-        flags += ["--cuda-graph-bs-decode", *"1 2 4 8 16 32 48 64 96 128".split()]
+        flags += ["--cuda-graph-bs-decode", *map(str, (1, 2, 4, 8, 16, 32, 48, 64, 96, 128))]
     return flags
 
 
