@@ -8,7 +8,6 @@ from typing import Any
 
 from sglang_nightjar.core.policy import Policy
 from sglang_nightjar.policy import loader
-from sglang_nightjar.sim import hardware
 from sglang_nightjar.sim.acceptance import Acceptance, RequestClass
 from sglang_nightjar.sim.builtin import builtin
 from sglang_nightjar.sim.loads import Lengths, LoadSettings
@@ -111,8 +110,3 @@ def policy(name: str, setup: Setup, seed: int) -> Policy:
             for gamma in setup.engine.candidates
         ]
     return loader.make(name, None, params, seed)
-
-
-def servers() -> list[str]:
-    """Those that can be simulated."""
-    return hardware.names()

@@ -94,7 +94,7 @@ class LoadSettings:
 
     @property
     def duration_ns(self) -> int:
-        """When it ends; `NEVER` for a trace, which ends with its last request."""
+        """When it ends. A trace may end before, with its last request; ``seconds`` is 300 unless it is set."""
         phases = self.rates or self.clients
         if phases:
             return int(1e9 * sum(seconds for seconds, _ in phases))
