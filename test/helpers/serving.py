@@ -123,8 +123,8 @@ class Server:
         return self._ask(path, 60)
 
     def ranks(self) -> list[dict[str, Any]]:
-        """What Nightjar says about each scheduler, as in ``ranks`` of its status."""
-        return [state["nightjar"] for state in self.get("/server_info")["internal_states"]]
+        """What Nightjar says about each scheduler, as in ``ranks`` of its status; nothing with the policy ``off``."""
+        return [state["nightjar"] for state in self.get("/server_info")["internal_states"] if "nightjar" in state]
 
     def put_policy(self, body: Any, *keys: str | None) -> tuple[int, dict[str, Any]]:
         """PUT /nightjar/policy with another key than the admin's, if one is given; ``body`` is JSON, or bytes.
