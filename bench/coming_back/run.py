@@ -56,14 +56,12 @@ def interrupted(one: Any, prompts: list[list[int]], off: int, steps: int, place:
         raise RuntimeError(f"the draft is {residency.current.machine.state.name} after {off} iterations")
     normal = statistics.median(one.seconds[-min(off, 50) :])
     lag = one.upkeep.lag()
-    marks = {name: len(one.output(name)) for name in one.reqs if not one.reqs[name].finished()}
     began = len(one.used)
     one.verified.clear()
     while sum(gamma > 0 for gamma in one.used[began:]) < steps:
         one.step(GAMMA)
     back = one.used[began:].index(GAMMA)
     found = {
-        "marks": marks,
         "verified": dict(one.verified),
         "lag": lag,
         "moved_rows": residency.current.tail.moved_tokens - moved,
@@ -123,11 +121,12 @@ def main() -> None:
 
 
 def compared(whole: dict[str, list[tuple[int, int]]], found: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Mean accepted lengths (bonus token counted) over each request's next ``steps`` verify steps from its mark on."""
+    """Mean accepted lengths (bonus token counted) over each request's next ``steps`` verify steps from the return on."""
     after, before = [], []
-    for name, mark in found["marks"].items():
-        after += [accepted for _, accepted in found["verified"].get(name, [])][:steps]
-        before += [accepted for length, accepted in whole[name] if length >= mark][:steps]
+    for name, verified in found["verified"].items():
+        place, _ = verified[0]
+        after += [accepted for _, accepted in verified][:steps]
+        before += [accepted for length, accepted in whole[name] if length >= place][:steps]
     never_stopped, back = 1 + statistics.mean(before), 1 + statistics.mean(after)
     return {
         "never_stopped": never_stopped,
