@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def compared(whole: dict[str, list[tuple[int, int]]], found: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Mean accepted lengths (bonus token counted) over each request's next ``steps`` verify steps from the return on."""
+    """Mean accepted lengths (bonus token counted) over each request's next ``steps`` verify steps from the return."""
     after, before = [], []
     for name, verified in found["verified"].items():
         place, _ = verified[0]
