@@ -83,6 +83,10 @@ def lossless(put: Put, folder: Path, url: str, plain_url: str, prompts: int, new
     In half precision neither is exact, so both are held against the target in float64: by how many logits the token of
     each position misses the best one.
     """
+    from sglang_nightjar.cpu.bootstrap import prepare_process
+
+    # Changes nothing with CUDA; on a CPU transformers could not be imported else.
+    prepare_process()
     from helpers.lossless import Referee
 
     referee = Referee(ensure_pair().target)
