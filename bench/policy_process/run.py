@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -27,7 +28,7 @@ class Load:
     """Schedulers in one process: their sockets, and how long each plan took to come.
 
     A plan says which record it answers (``echo_ns``, when that was sent). Its turnaround ends when it is read, so what
-    this process takes to get round to it counts, too.
+    this process takes to get round to it counts, too: at most ``gaps_ms``, the times between two looks at the sockets.
     """
 
     def __init__(self, endpoint: str, schedulers: int) -> None:
@@ -38,6 +39,8 @@ class Load:
         self.plans: list[Plan | None] = [None] * schedulers
         self.turnarounds_ms: list[float] = []
         self.news_ms: list[float] = []
+        self.gaps_ms: list[float] = []
+        self._looked_ns = 0
         self.measuring = False
         #: Records that found the queue full; an agent would send them with the next one.
         self.unsent = 0
@@ -85,6 +88,10 @@ class Load:
         )  # fmt: skip
 
     def receive(self, timeout_ms: int = 0) -> None:
+        now = time.monotonic_ns()
+        if self.measuring:
+            self.gaps_ms.append((now - self._looked_ns) / 1e6)
+        self._looked_ns = now
         for socket, _ in self.poller.poll(timeout_ms):
             index = self.sockets.index(socket)
             while True:
@@ -143,8 +150,9 @@ def cpu_seconds(pid: int) -> float:
 
 
 def quantile(values: list[float], share: float) -> float:
+    """NaN for nothing: a policy may never change its mind."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return math.nan if not ordered else ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def measure(args: argparse.Namespace, schedulers: int, folder: Path) -> dict:
@@ -159,8 +167,12 @@ def measure(args: argparse.Namespace, schedulers: int, folder: Path) -> dict:
         load.run(args.rate, 2.0, args.records)
         time.sleep(0.5)
         before, used = load.status(), cpu_seconds(process.pid)
+        # What came since the warm-up was not read for half a second; that is no turnaround.
+        load.receive()
         load.measuring, load.unsent = True, 0
+        busy = time.process_time()
         sent, took = load.run(args.rate, args.seconds, args.records)
+        busy = time.process_time() - busy
         used = cpu_seconds(process.pid) - used
         load.measuring = False
         time.sleep(0.5)
@@ -187,6 +199,8 @@ def measure(args: argparse.Namespace, schedulers: int, folder: Path) -> dict:
         "turnaround_ms": {str(q): quantile(turnarounds, q) for q in (0.5, 0.9, 0.99, 0.999)},
         "new_plan_ms": {str(q): quantile(news, q) for q in (0.5, 0.9, 0.99, 0.999)},
         "median_ms": statistics.median(turnarounds),
+        "look_gap_ms": {str(q): quantile(load.gaps_ms, q) for q in (0.5, 0.9, 0.99, 0.999)},
+        "load_core_share": busy / took,
     }
 
 
@@ -212,7 +226,8 @@ def main() -> None:
         print(
             f"{schedulers:3} schedulers, {row['rate_sent']:.0f} records/s, {lost} lost, core {row['core_share']:.0%}, "
             f"turnaround p50 {row['turnaround_ms']['0.5']:.2f} ms, p99 {row['turnaround_ms']['0.99']:.2f} ms "
-            f"({row['plans']} new plans, p99 {row['new_plan_ms']['0.99']:.2f} ms)",
+            f"({row['plans']} new plans, p99 {row['new_plan_ms']['0.99']:.2f} ms); "
+            f"looks {row['look_gap_ms']['0.99']:.2f} ms apart at p99",
             flush=True,
         )
     args.out.parent.mkdir(exist_ok=True)
