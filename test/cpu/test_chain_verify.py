@@ -131,3 +131,16 @@ def test_argmax_is_torchs(monkeypatch):
     assert torch.equal(chain_verify.argmax(rows[:, :3].contiguous()), rows[:, :3].argmax(-1))
     monkeypatch.setattr(kernels, "in_use", lambda: False)
     assert torch.equal(chain_verify.argmax(rows), rows.argmax(-1))
+
+
+def test_without_drafts_every_token_counts():
+    info = SimpleNamespace(
+        is_all_greedy=True, logit_bias=None, has_custom_logit_processor=False, nightjar_penalizers=None
+    )
+    logits = torch.randn(5, 32)
+    batch = SimpleNamespace(sampling_info=info, seq_lens=torch.ones(5))
+    made = SimpleNamespace(draft_token_num=1, draft_token=torch.zeros(5, dtype=torch.int64))
+    tokens, count, index = chain_verify.verify_chain(made, batch, SimpleNamespace(next_token_logits=logits))
+    assert tokens.tolist() == logits.argmax(-1).tolist()
+    assert count.tolist() == [1] * 5 and index.tolist() == [[0], [1], [2], [3], [4]]
+    assert tokens.dtype == count.dtype == index.dtype == torch.int32

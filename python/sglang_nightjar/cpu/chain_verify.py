@@ -79,6 +79,11 @@ def verify_chain(
     else:
         slots = batch.req_pool_indices
         tokens = chain_sampling.draw_targets(logits, info, width, verify_input.positions, slots)
+    if width == 1:
+        # γ=0: nothing was drafted, so every token counts.
+        if states is not None:
+            states.keep(torch.zeros(size, dtype=torch.int64))
+        return tokens.int(), torch.ones(size, dtype=torch.int32), torch.arange(size, dtype=torch.int32).view(size, 1)
     tokens = tokens.view(size, width)
     accepted = leading_matches(candidates, tokens)
     if states is not None:

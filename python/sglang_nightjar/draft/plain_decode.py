@@ -6,17 +6,6 @@ row per request here.
 
 from typing import Any
 
-from sglang_nightjar.patches.seams import Seam
-
-SEAMS = (
-    Seam(
-        "sglang.kernels.ops.speculative.cache_locs:assign_extend_cache_locs_uniform_func",
-        ("req_pool_indices", "req_to_token", "start_offset", "batch_size", "draft_token_num", "device"),
-        "call",
-        "the slots that a decode step writes",
-    ),
-)
-
 
 def is_possible(verify_input: Any, req_to_token_pool: Any, batch: Any, target_worker: Any) -> bool:
     """Whether this one-token verification can be a decode step.
@@ -38,21 +27,13 @@ def is_possible(verify_input: Any, req_to_token_pool: Any, batch: Any, target_wo
 def prepare(verify_input: Any, req_to_token_pool: Any, batch: Any, target_worker: Any) -> tuple[Any, bool]:
     """As SGLang's ``eagle_prepare_for_verify``: the ``ForwardBatch``, and whether a CUDA graph runs it."""
     import torch
-    from sglang.kernels.ops.speculative.cache_locs import assign_extend_cache_locs_uniform_func
     from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch, ForwardMode
 
     runner = target_worker.model_runner
     seq_lens, seq_lens_cpu = batch.seq_lens, batch.seq_lens_cpu
-    size = len(batch.req_pool_indices)
     batch.input_ids = verify_input.draft_token.to(torch.int64)
-    batch.out_cache_loc = assign_extend_cache_locs_uniform_func(
-        req_pool_indices=batch.req_pool_indices,
-        req_to_token=req_to_token_pool.req_to_token,
-        start_offset=seq_lens,
-        batch_size=size,
-        draft_token_num=1,
-        device=batch.device,
-    )
+    # One slot each is a plain lookup; SGLang's function for spans costs a fifth of a millisecond more on a CPU.
+    batch.out_cache_loc = req_to_token_pool.req_to_token[batch.req_pool_indices, seq_lens].to(torch.int64)
     batch.forward_mode = ForwardMode.DECODE
     # A decode step counts its new token; everything after the forward pass expects the length before it.
     batch.spec_info, batch.seq_lens, batch.seq_lens_sum = None, seq_lens + 1, None
