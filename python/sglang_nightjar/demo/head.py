@@ -29,7 +29,7 @@ class HeadShape:
     """
 
     aux_layers: tuple[int, ...] = (5, 17, 28)
-    draft_vocab: int = 12288
+    draft_vocab: int = 8192
     intermediate: int = 1536
 
 
