@@ -152,7 +152,8 @@ def test_an_interrupted_generator_writes_nothing(tmp_path: Path) -> None:
     Job("http://127.0.0.1:9", [Request(30.0, [1], 2)], seconds=60.0).write(tmp_path / "job.json")
     command = [sys.executable, "-m", "bench.serve.generator", str(tmp_path / "job.json"), str(tmp_path / "out.json")]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
-        time.sleep(3)
+        # Python alone takes seconds to start on a busy machine; the load's first request is due after 30.
+        time.sleep(10)
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(20) == 130
     assert not (tmp_path / "out.json").exists()

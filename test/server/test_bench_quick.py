@@ -42,7 +42,10 @@ def test_a_quick_benchmark(tmp_path: Path) -> None:
     assert runs["static-3"]["whole"]["gamma_per_step"] == pytest.approx(3.0, abs=0.05)
     assert set(runs["static-3"]["server_side"]["log"]["seconds_by_gamma"]) == {"3"}
     assert runs["nightjar"]["server_side"]["counters"]["policy_restarts"] == 0
-    assert "Speculation, and what the server says" in (out / "report.md").read_text()
+    # Runs beside other work don't count, and the report says that instead.
+    counted = any(not run["faults"] for run in runs.values())
+    said = "Speculation, and what the server says" if counted else "No run counts."
+    assert said in (out / "report.md").read_text()
     # Every answer was judged.
     assert len(json.loads((out / "agreed.json").read_text())) > 0
 
