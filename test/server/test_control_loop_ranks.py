@@ -65,13 +65,13 @@ def test_tp_ranks_apply_each_decision_in_the_same_iteration(
         assert (hello.dp_rank, hello.tp_size, hello.candidates) == (0, 2, (0, 1, 2, 3, 4, 5))
         gammas = iter([0, 5, 1, 4, 2, 3] * 1000)
         for _ in range(2):
-            router.repeat(lambda: make_plan(next(gammas)))
+            router.repeat(lambda: make_plan(next(gammas), valid_for_ms=1000))
             for _ in range(3):
                 assert generate(group) == expected
             router.repeat(None)
             while group.ranks()[0]["source"] == "policy":
                 assert generate(group) == expected
-        router.repeat(lambda: make_plan(next(gammas)))
+        router.repeat(lambda: make_plan(next(gammas), valid_for_ms=1000))
         router.wait_for(lambda: {record.gamma for record in router.records()} == {0, 1, 2, 3, 4, 5}, timeout_s=60)
     applied = by_rank(group, r"decision (policy|fallback) (\d+) applies from iteration (\d+)")
     assert len(applied["0"]) > 10

@@ -27,7 +27,7 @@ STATIC = {"name": "static", "params": {"gamma": 2}}
 
 @pytest.fixture(scope="module")
 def load(steered: Server, referee: Referee) -> Iterator[Load]:
-    with Load(steered, referee.prompts()[:8], clients=CLIENTS, new_tokens=24) as going:
+    with Load(steered, referee.prompts()[:4], clients=CLIENTS, new_tokens=24) as going:
         yield going
     going.check(referee)
 
