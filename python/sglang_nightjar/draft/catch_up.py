@@ -18,7 +18,7 @@ from sglang_nightjar.draft.stopwatch import Stopwatch
 #: Positions that one iteration fills from the journal: a fraction of a decode step. Constants and not measured, because
 #: all ranks of a TP group must do the same.
 TOKENS_PER_STEP = 256
-TOKENS_PER_STEP_ON_CPU = 64
+TOKENS_PER_STEP_ON_CPU = 32
 #: How many of them computing one anew by the target counts for.
 RECOMPUTE_WEIGHT = 8
 
