@@ -31,14 +31,15 @@ from sglang_nightjar.profile import store
 
 logger = logging.getLogger(__name__)
 
-#: How often the thread looks for samples and plans: while the scheduler works, and while it rests.
+#: How often the thread looks for samples and plans: while the scheduler works, at most, and while it rests, or takes
+#: longer for an iteration. More than once an iteration there is nothing to see, and each look disturbs the scheduler.
 BUSY_PERIOD_S = 0.01
 REST_PERIOD_S = 0.05
 
 #: It takes the scheduler to rest after so many looks in vain.
 _LOOKS_IN_VAIN = 50
 
-#: Samples that may wait for the thread; it reads them 100 times a second.
+#: Samples that may wait for the thread; it reads them up to 100 times a second.
 _SAMPLES = 4096
 
 
@@ -149,10 +150,15 @@ class SchedulerAgent:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         in_vain = 0
         while not self._ends.is_set():
-            time.sleep(BUSY_PERIOD_S if in_vain < _LOOKS_IN_VAIN else REST_PERIOD_S)
+            time.sleep(self._period_s() if in_vain < _LOOKS_IN_VAIN else REST_PERIOD_S)
             in_vain = 0 if self._sampler.samples else in_vain + 1
             self.guarded(self._report)
             self.guarded(self._steer)
+
+    def _period_s(self) -> float:
+        """An iteration's time, within bounds."""
+        last = self.collector.last
+        return BUSY_PERIOD_S if last is None else min(max(BUSY_PERIOD_S, last.iteration_ns / 1e9), REST_PERIOD_S)
 
     def _report(self) -> None:
         """Turn the samples that are there into records, and send them."""

@@ -72,7 +72,9 @@ def verify_chain(
     """
     logits, info = logits_output.next_token_logits, batch.sampling_info
     size, width = len(batch.seq_lens), verify_input.draft_token_num
-    candidates = verify_input.draft_token.view(size, width).to(torch.int64)
+    candidates = verify_input.draft_token.view(size, width)
+    if width > 1:
+        candidates = candidates.to(torch.int64)
     states = adjust_logits(logits, candidates, info, grammar_mask)
     if info.is_all_greedy:
         tokens = argmax(logits)

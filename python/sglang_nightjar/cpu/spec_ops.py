@@ -30,6 +30,10 @@ def _ragged_positions(rows: torch.Tensor, start: torch.Tensor, end: torch.Tensor
 
 def assign_req_to_token_pool_cpu(req_pool_indices, req_to_token, start_offset, end_offset, out_cache_loc, pool_len):
     """Write ``out_cache_loc`` (flat, request by request) to ``req_to_token[row_i, start_i:end_i]``."""
+    if out_cache_loc.numel() == start_offset.numel() and bool((end_offset - start_offset == 1).all()):
+        # A decode step: one slot for each request.
+        req_to_token[req_pool_indices, start_offset.to(torch.int64)] = out_cache_loc.to(req_to_token.dtype)
+        return
     row, column = _ragged_positions(req_pool_indices, start_offset, end_offset)
     req_to_token[row, column] = out_cache_loc[: row.numel()].to(req_to_token.dtype)
 
@@ -129,6 +133,9 @@ def write_accepted_chain(predicts, accept_index, accept_token_num, tokens, accep
 def fill_bonus_tokens_cpu(accept_tokens, accept_lens, bonus_tokens, accept_stride):
     """``bonus_tokens[i]`` = the last accepted token of request i; ``accept_lens`` counts the bonus token."""
     width = int(accept_stride)
+    if width == 1:
+        bonus_tokens.copy_(accept_tokens.view(-1))
+        return
     last = (accept_lens.to(torch.int64) - 1).view(-1, 1)
     bonus_tokens.copy_(accept_tokens.view(-1, width).gather(1, last).view(-1))
 

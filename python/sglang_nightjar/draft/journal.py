@@ -5,17 +5,22 @@ after it, both known when the target computes the position. Rows outlive their r
 a prefix from the radix cache can be caught up too. A slot that is used again is simply written again.
 
 On a GPU the newest rows are on the device, in blocks; a full block is copied to pinned host memory on a stream of its
-own, long before its place is needed again. On a CPU there is one memory and no copy.
+own, long before its place is needed again. On a CPU there is one memory and no copy; there the rows of a few steps are
+written together, because what a step costs is the calls, not the bytes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 #: Rows of the ring that stay on a GPU, in so many blocks.
 DEVICE_ROWS = 8192
 _BLOCKS = 8
+#: Rows that wait on a CPU to be written together.
+_TOGETHER = 64
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Journal:
 
     Attributes:
         capacity: rows that it can hold.
-        written: rows written since the start.
+        written: rows written since the start, without those that wait to be written together.
     """
 
     def __init__(
@@ -59,6 +64,8 @@ class Journal:
             self.capacity = max(both, device_rows)
         self._device_rows = min(device_rows, self.capacity) if self._device.type == "cuda" else self.capacity
         self._allocated = False
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._rows_waiting = 0
 
     def bytes(self) -> dict[str, int]:
         """Bytes allocated: on the device, and on the host if that is another memory."""
@@ -85,13 +92,35 @@ class Journal:
     def close(self) -> None:
         """Give the memory back, and hold nothing from now on."""
         self.capacity, self._allocated, self._spills = 0, False, False
+        self._waiting, self._rows_waiting = [], 0
         self._hidden = self._tokens = self._owner = self._place = self._host = torch.empty(0)
 
     def write(self, slots: torch.Tensor, hidden: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Append positions: their slots int64 ``[n]``, hidden states ``[n, width]``, and the tokens after them."""
+        """Append positions: their slots int64 ``[n]``, hidden states ``[n, width]``, and the tokens after them.
+
+        On a CPU the tensors are kept for a while: nobody may change them. (A CUDA graph's outputs are changed by its
+        next replay.)
+        """
         if not self.capacity:
             return
         self.allocate()
+        if self._device.type == "cpu" and len(slots) < _TOGETHER:
+            self._waiting.append((slots, hidden, tokens))
+            self._rows_waiting += len(slots)
+            if self._rows_waiting >= _TOGETHER:
+                self._write_waiting()
+            return
+        self._write_waiting()
+        self._write(slots, hidden, tokens)
+
+    def _write_waiting(self) -> None:
+        if not self._waiting:
+            return
+        waiting, self._waiting, self._rows_waiting = self._waiting, [], 0
+        slots, hidden, tokens = zip(*waiting, strict=True)
+        self._write(torch.cat(slots), _joined(hidden), torch.cat(tokens))
+
+    def _write(self, slots: torch.Tensor, hidden: torch.Tensor, tokens: torch.Tensor) -> None:
         if len(slots) > self.capacity:
             # Of a prompt longer than the journal the end is kept: a request's beginning is computed anew first.
             slots, hidden, tokens = (value[-self.capacity :] for value in (slots, hidden, tokens))
@@ -106,7 +135,7 @@ class Journal:
             _copy(self._hidden[place : place + count], hidden[part])
             self._tokens[first : first + count] = tokens[part]
             self._owner[first : first + count] = slots[part]
-            self._place[slots[part]] = torch.arange(first, first + count, device=self._device)
+            self._note_places(slots[part], first)
             self.written += count
             at += count
             if self._spills and self.written % self._block_rows == 0:
@@ -114,6 +143,7 @@ class Journal:
 
     def find(self, slots: torch.Tensor) -> Found:
         """Look int64 ``[n]`` slots up. Waits for the device."""
+        self._write_waiting()
         if not self._allocated:
             return Found(slots, torch.zeros(len(slots), dtype=torch.bool))
         places = self._place[slots]
@@ -139,12 +169,21 @@ class Journal:
 
     def moved(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Slots ``source`` now live in ``target``; the two have no slot in common."""
+        self._write_waiting()
         if not self._allocated:
             return
         places = self._place[source]
         held = (places >= 0) & (self._owner[places] == source)
         self._place[target] = torch.where(held, places, -1)
         self._owner[places[held]] = target[held]
+
+    def _note_places(self, slots: torch.Tensor, first: int) -> None:
+        """``slots`` are in the rows from ``first`` on."""
+        if self._device.type == "cpu":
+            # A slot may be there twice, freed and taken again while it waited: with NumPy the last one counts.
+            self._place.numpy()[slots.numpy()] = np.arange(first, first + len(slots))
+        else:
+            self._place[slots] = torch.arange(first, first + len(slots), device=self._device)
 
     def _before_overwriting(self, place: int) -> None:
         if place % self._block_rows == 0 and self.written >= self._device_rows:
@@ -160,6 +199,12 @@ class Journal:
                 self._hidden[first : first + self._block_rows], non_blocking=True
             )
             self._copied[block].record(self._stream)
+
+
+def _joined(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``[n_i, width]`` in host memory below each other, on this thread: see `_copy`."""
+    rows = np.concatenate([piece.contiguous().view(torch.uint8).numpy() for piece in pieces])
+    return torch.from_numpy(rows).view(pieces[0].dtype)
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor) -> None:

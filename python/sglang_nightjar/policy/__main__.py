@@ -1,8 +1,10 @@
 """``python -m sglang_nightjar.policy``: the policy process."""
 
 import argparse
+import contextlib
 import dataclasses
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -57,6 +59,10 @@ def serve(args: argparse.Namespace) -> int:
 
     from sglang_nightjar.policy.server import Server
 
+    with contextlib.suppress(OSError):
+        # Each record wakes this process, its worker and ZMQ's threads, on whichever cores the model runs. A batch process
+        # takes one that is free, or waits for its turn; otherwise it would push a thread off, for which all others wait.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     assert config.link.endpoint is not None
     server = Server(zmq.Context(), config, config.link.endpoint, args.config)
     for number in (signal.SIGTERM, signal.SIGINT):
