@@ -20,6 +20,7 @@ _FORWARD = f"{_MODULE}:EAGLEWorkerV2.forward_batch_generation"
 _AFTER_PREFILL = f"{_MODULE}:EagleDraftWorker._draft_extend_for_prefill"
 _AFTER_DECODE = f"{_MODULE}:EagleDraftWorker._draft_extend_for_decode"
 _SKIPPED = f"{_MODULE}:EAGLEWorkerV2._stub_skipped_draft_extend"
+_VERIFY = f"{_MODULE}:EAGLEWorkerV2.verify"
 _PREPARE_VERIFY = "sglang.srt.speculative.eagle_utils:eagle_prepare_for_verify"
 _UNFINISHED = "sglang.srt.mem_cache.radix_cache:RadixCache.cache_unfinished_req"
 
@@ -33,6 +34,7 @@ SEAMS = (
     ),
     Seam(_AFTER_DECODE, ("batch", "batch_result"), "hook", "or γ=0 runs the draft over every token"),
     Seam(_SKIPPED, ("batch", "batch_output"), "hook", "SGLANG_SPEC_SKIP_ZERO_STEP_DRAFT_EXTEND leaves holes unnoted"),
+    Seam(_VERIFY, ("batch", "grammar_barrier"), "hook", "or γ=0 on a CPU keeps books of a tree of one token"),
     Seam(
         _PREPARE_VERIFY,
         ("verify_input", "req_to_token_pool", "batch", "target_worker"),
@@ -73,6 +75,16 @@ def note_skipped(original: Callable[..., None], worker: Any, batch: Any, result:
         upkeep.current.extend_after_decode(original, batch, result, 0)
 
 
+def verify(original: Callable[..., Any], worker: Any, batch: Any, grammar_barrier: Any = None) -> Any:
+    if (
+        upkeep.current is None
+        or worker.device != "cpu"
+        or not plain_decode.is_possible(batch.spec_info, worker.req_to_token_pool, batch, worker.target_worker)
+    ):
+        return original(worker, batch, grammar_barrier=grammar_barrier)
+    return plain_decode.verify_one_each(worker, batch, grammar_barrier)
+
+
 def decode_plainly(
     original: Callable[..., Any], verify_input: Any, req_to_token_pool: Any, batch: Any, target_worker: Any
 ) -> Any:
@@ -92,6 +104,7 @@ def apply() -> None:
         (_AFTER_PREFILL, extend_after_prefill, HookType.AROUND),
         (_AFTER_DECODE, extend_after_decode, HookType.AROUND),
         (_SKIPPED, note_skipped, HookType.AROUND),
+        (_VERIFY, verify, HookType.AROUND),
         (_PREPARE_VERIFY, decode_plainly, HookType.AROUND),
         (_UNFINISHED, slots_changed, HookType.AFTER),
     ):

@@ -51,6 +51,7 @@ _OTHER_USERS = (
     "sglang_nightjar.draft.elastic_memory",
     "sglang_nightjar.draft.extend",
     "sglang_nightjar.draft.fence",
+    "sglang_nightjar.draft.plain_decode",
     "sglang_nightjar.draft.pool_tail",
     "sglang_nightjar.draft.slot_holders",
     "sglang_nightjar.draft.upkeep",

@@ -150,7 +150,7 @@ class FakeCuda:
 
 def test_on_a_gpu_copies_run_beside_and_are_waited_for(draft: Draft, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake of the device: memory of the CPU, and streams that only write down what was asked of them."""
-    moved = DraftWeights(draft, None, lambda nbytes, device, huge: PosixBuffer(nbytes))
+    moved = DraftWeights(draft, None, lambda nbytes, device, huge_bytes: PosixBuffer(nbytes))
     cuda = FakeCuda(questions=5)
     monkeypatch.setattr(weights.torch, "cuda", cuda)
     moved._stream, moved._piece = "side", 4096

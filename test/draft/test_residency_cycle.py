@@ -61,7 +61,7 @@ def flaky(faults: Faults):
                 raise OSError("injected")
             return super()._unback(start)
 
-    return lambda nbytes, device, huge=False: Flaky(nbytes)
+    return lambda nbytes, device, huge_bytes=0: Flaky(nbytes)
 
 
 class FlakyWeights(DraftWeights):

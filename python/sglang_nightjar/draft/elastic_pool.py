@@ -26,7 +26,9 @@ class ElasticPool:
     layout: see `KvLayout`.
     """
 
-    def __init__(self, pool: Any, rows: int, reserve: Callable[[int, torch.device], ElasticBuffer] = elastic.reserve):
+    def __init__(
+        self, pool: Any, rows: int, reserve: Callable[[int, torch.device, int], ElasticBuffer] = elastic.reserve
+    ):
         """Makes ``k_buffer`` and ``v_buffer`` of ``pool``, with addresses for ``rows`` tokens and a page of padding.
 
         ``pool.size`` becomes ``rows``: CUDA graphs freeze the limit that it sets for slot ids.
@@ -37,7 +39,11 @@ class ElasticPool:
         device = torch.device(pool.device)
         shapes = [shape for shape in pool._kv_buffer_shapes() for _ in range(pool.layer_num)]
         sizes = [torch.Size(shape[1:]).numel() * pool.store_dtype.itemsize for shape in shapes]
-        self._buffers = [reserve(shape[0] * size, device) for shape, size in zip(shapes, sizes, strict=True)]
+        # Attention reads a row here and a row there, and is slower by the page tables of small pages. What is lent and
+        # given back is the tail behind the base, which has small ones.
+        self._buffers = [
+            reserve(shape[0] * size, device, self.base_tokens * size) for shape, size in zip(shapes, sizes, strict=True)
+        ]
         self.layout = KvLayout(tuple(sizes), self._buffers[0].granularity, pool.page_size)
         self.committed_tokens = 0
         for _ in self.grow(self.base_tokens):

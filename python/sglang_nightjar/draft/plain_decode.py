@@ -1,10 +1,37 @@
 """γ=0 as a decode step of the target, instead of the verification of a chain of one token.
 
 Only the forward pass differs: sampling, grammars, penalties and logprobs stay SGLang's of a verification, which has one
-row per request here.
+row per request here. On a CPU, where every call counts, what a verification does for streams, trees and rejected tokens
+is left out, too (`verify_one_each`).
 """
 
 from typing import Any
+
+from sglang_nightjar.patches.seams import Seam
+
+_SPEC_UTILS = "sglang.srt.speculative.spec_utils"
+
+SEAMS = (
+    Seam(
+        f"{_SPEC_UTILS}:GrammarTree.from_device",
+        ("retrieve_next_token", "retrieve_next_sibling", "draft_token"),
+        "call",
+        "grammars at γ=0 on a CPU",
+    ),
+    Seam(
+        f"{_SPEC_UTILS}:build_grammar_vocab_mask",
+        ("reqs", "tree", "sampling_info", "device", "barrier"),
+        "call",
+        "grammars at γ=0 on a CPU",
+    ),
+    Seam(
+        "sglang.srt.layers.logprob_processor:compute_spec_v2_logprobs",
+        ("batch", "logits_output", "predict", "accept_index", "speculative_num_steps"),
+        "call",
+        "logprobs at γ=0 on a CPU",
+    ),
+    Seam("sglang.srt.managers.utils:GenerationBatchResult", None, "call", "what a step at γ=0 on a CPU returns"),
+)
 
 
 def is_possible(verify_input: Any, req_to_token_pool: Any, batch: Any, target_worker: Any) -> bool:
@@ -54,3 +81,44 @@ def prepare(verify_input: Any, req_to_token_pool: Any, batch: Any, target_worker
     graphs.load_batch(forward_batch)
     forward_batch.mark_forward_metadata_ready()
     return forward_batch, True
+
+
+def verify_one_each(worker: Any, batch: Any, grammar_barrier: Any) -> Any:
+    """As SGLang's ``run_eagle_verify`` of chains of one token that `is_possible` allows, on a CPU.
+
+    Every token that the target gives counts, so there is nothing to select, to move or to wait for.
+    """
+    from sglang.srt.layers.logprob_processor import compute_spec_v2_logprobs
+    from sglang.srt.managers.utils import GenerationBatchResult
+    from sglang.srt.speculative import eagle_utils, spec_utils
+    from sglang.srt.speculative.eagle_info import EagleDraftInput
+    from sglang.srt.utils.async_probe import maybe_detect_inf, maybe_detect_nan
+
+    verify_input, grammar_mask = batch.spec_info, None
+    forward_batch, _ = prepare(verify_input, worker.req_to_token_pool, batch, worker.target_worker)
+    output = worker.target_worker.forward_batch_generation(batch=None, forward_batch=forward_batch, is_verify=True)
+    logits = output.logits_output
+    if batch.has_grammar:
+        chain = verify_input.retrieve_next_token
+        tree = spec_utils.GrammarTree.from_device(
+            chain, verify_input.retrieve_next_sibling, verify_input.draft_token.view(chain.shape)
+        )
+        grammar_mask = spec_utils.build_grammar_vocab_mask(
+            reqs=batch.reqs, tree=tree, sampling_info=batch.sampling_info, device=chain.device, barrier=grammar_barrier
+        )
+    maybe_detect_nan(logits.next_token_logits, "verify: target model logits")
+    maybe_detect_inf(logits.next_token_logits, "verify: target model logits")
+    tokens, counts, index = eagle_utils.eagle_sample(verify_input, batch, logits, grammar_mask)
+    if batch.return_logprob:
+        compute_spec_v2_logprobs(batch, logits, tokens, index, 0)
+    return GenerationBatchResult(
+        logits_output=logits,
+        next_token_ids=tokens,
+        can_run_cuda_graph=False,
+        speculative_num_draft_tokens=1,
+        next_draft_input=EagleDraftInput(bonus_tokens=tokens),
+        accept_lens=counts,
+        new_seq_lens=batch.seq_lens + 1,
+        routed_experts_output=output.routed_experts_output,
+        indexer_topk_output=output.indexer_topk_output,
+    )

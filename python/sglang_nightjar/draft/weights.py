@@ -68,7 +68,7 @@ class DraftWeights:
         self._piece = CUDA_PIECE_BYTES if is_cuda else CPU_PIECE_BYTES
         self._host = torch.empty(total, dtype=torch.uint8, pin_memory=is_cuda)
         # The packed weights that the CPU engine makes lie in huge pages too.
-        self._buffer = reserve(total, self.device, True)
+        self._buffer = reserve(total, self.device, total)
         self._all = self._buffer.tensor(torch.uint8, (total,))
         self._stream = torch.cuda.Stream(self.device) if is_cuda else None
         self._bytes = total

@@ -76,15 +76,15 @@ class ElasticBuffer(abc.ABC):
         return -(-nbytes // self.granularity) * self.granularity
 
 
-def reserve(nbytes: int, device: torch.device, huge: bool = False) -> ElasticBuffer:
+def reserve(nbytes: int, device: torch.device, huge_bytes: int = 0) -> ElasticBuffer:
     """A buffer of at least ``nbytes`` addresses on ``device`` (CPU or CUDA), nothing of it backed.
 
-    ``huge`` prefers huge pages on a CPU; a GPU has no others.
+    Its first ``huge_bytes`` prefer huge pages on a CPU; a GPU has no others.
     """
     if device.type == "cpu":
         from sglang_nightjar.memory.posix import PosixBuffer
 
-        return PosixBuffer(nbytes, huge)
+        return PosixBuffer(nbytes, huge_bytes)
     if device.type == "cuda":
         from sglang_nightjar.memory.cuda import CudaBuffer
 

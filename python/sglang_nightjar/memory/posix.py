@@ -27,23 +27,23 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 class PosixBuffer(ElasticBuffer):
     """Committed memory is zero at first, and takes physical pages as it is touched; released pages leave at once.
 
-    ``huge`` asks for huge pages, which suits what is read from one end to the other and given back whole. Of one that
-    is given back in part, Linux keeps the whole for a while.
+    The first ``huge_bytes`` ask for huge pages, as far as whole ones fit; that suits what is given back whole or never.
+    Of a huge page that is given back in part, Linux keeps the whole for a while.
     """
 
-    def __init__(self, nbytes: int, huge: bool = False):
+    def __init__(self, nbytes: int, huge_bytes: int = 0):
         reserved = max(PAGE, -(-nbytes // PAGE) * PAGE)
-        slack = _HUGE_PAGE if huge else 0
+        slack = _HUGE_PAGE if huge_bytes else 0
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         start = _libc.mmap(None, reserved + slack, _PROT_NONE, flags, -1, 0)
         if start == _FAILED:
             raise MemoryRefusedError(f"no {reserved} bytes of addresses: {_error()}")
         self._mapping = (start, reserved + slack)
         address = start
-        if huge:
+        if huge_bytes:
             address = -(-start // _HUGE_PAGE) * _HUGE_PAGE
             # A system without them refuses, and goes on with small ones.
-            _libc.madvise(address, reserved, mmap.MADV_HUGEPAGE)
+            _libc.madvise(address, min(huge_bytes, reserved), mmap.MADV_HUGEPAGE)
         super().__init__(address, reserved, PAGE, torch.device("cpu"))
 
     def close(self) -> None:

@@ -60,8 +60,8 @@ def serve(args: argparse.Namespace) -> int:
     from sglang_nightjar.policy.server import Server
 
     with contextlib.suppress(OSError):
-        # Each record wakes this process, its worker and ZMQ's threads, on whichever cores the model runs. A batch process
-        # takes one that is free, or waits for its turn; otherwise it would push a thread off, for which all others wait.
+        # Each record wakes this process, its worker and ZMQ's threads, perhaps on cores where a model runs. A batch
+        # process takes a free core or waits for its turn; else it would push off a thread for which all others wait.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     assert config.link.endpoint is not None
     server = Server(zmq.Context(), config, config.link.endpoint, args.config)
