@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from bench.off_path import served
 from bench.off_path.run import lowest_tenth, table
 
 
@@ -19,3 +20,8 @@ def test_the_table_compares_neighbours_and_quiet_iterations() -> None:
 def test_the_lowest_tenth() -> None:
     assert lowest_tenth([5.0, 3.0]) == 3.0
     assert lowest_tenth([float(value) for value in range(20, 0, -1)]) == 3.0
+
+
+def test_the_table_of_servers_compares_neighbours() -> None:
+    text = served.table({"8": {"none": [30.0, 40.0], "gamma 0": [33.0, 40.4]}})
+    assert "| 8 | 35.00 | 36.70 | 1.055 (1.032 to 1.077) |" in text

@@ -1,0 +1,106 @@
+"""What γ=0 costs a user: a server with a draft that a policy process keeps at γ=0, against one without a draft.
+
+Beside the scheduler there is what `bench.off_path.run` leaves out: HTTP, streams, telemetry and the policy process,
+which want the same cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "test"))
+
+from helpers.serving import Server
+
+from bench.off_path.run import ARMS, quartiles
+from bench.provenance import provenance
+from sglang_nightjar.demo.corpus import held_out, render
+from sglang_nightjar.demo.pair import ensure_pair
+
+#: Of each answer's pieces, the part at the beginning that does not count: the prefill, and a batch that fills up.
+_WARM_UP = 0.2
+
+
+def flags(name: str, folder: Path, kv_tokens: int) -> list[str]:
+    """The launcher's, of one of `ARMS`."""
+    pair = ensure_pair()
+    common = ["--model-path", str(pair.target), "--sleep-on-idle", "--max-total-tokens", str(kv_tokens)]
+    if name == "none":
+        return [*common, "--nightjar-policy", "off"]
+    config = folder / "nightjar.json"
+    config.write_text(json.dumps({"policy": {"name": "static", "params": {"gamma": 0}}}))
+    draft = ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(pair.draft)]
+    return [*common, *draft, "--nightjar-config", str(config)]
+
+
+def ms_per_iteration(url: str, texts: list[str], new_tokens: int) -> float:
+    """Stream ``texts`` as one batch with forced length; milliseconds between two pieces of the same answer."""
+    sampling = {"max_new_tokens": new_tokens, "ignore_eos": True, "temperature": 0}
+    body = json.dumps({"text": texts, "sampling_params": sampling, "stream": True}).encode()
+    request = urllib.request.Request(f"{url}/generate", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=600) as response:
+        times = [time.perf_counter() for line in response if line.startswith(b"data:")]
+    counted = times[int(_WARM_UP * len(times)) :]
+    return 1e3 * (counted[-1] - counted[0]) * len(texts) / (len(counted) - 1)
+
+
+def table(cells: dict[str, dict[str, list[float]]]) -> str:
+    """Medians over the repetitions, and the median of the ratios of neighbours."""
+    lines = ["| streams | no speculation, ms | γ=0, ms | ratio, median (quartiles) |", "| --- | --- | --- | --- |"]
+    for streams, by_arm in cells.items():
+        low, middle, high = quartiles([b / a for a, b in zip(*(by_arm[name] for name in ARMS), strict=True)])
+        none, ours = (statistics.median(by_arm[name]) for name in ARMS)
+        lines.append(f"| {streams} | {none:.2f} | {ours:.2f} | {middle:.3f} ({low:.3f} to {high:.3f}) |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 24])
+    parser.add_argument("--new-tokens", type=int, default=96)
+    parser.add_argument("--repetitions", type=int, default=8)
+    parser.add_argument("--kv-tokens", type=int, default=8192)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+
+    draw = random.Random(args.seed)
+    # Long prompts would leave little of the cache to many streams.
+    prompts = [text for text in map(render, held_out(256)) if len(text) < 600]
+    cells: dict[str, dict[str, list[float]]] = {}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        servers = {
+            name: stack.enter_context(Server(flags(name, folder, args.kv_tokens), folder / f"{name}.log"))
+            for name in ARMS
+        }
+        for server in servers.values():
+            ms_per_iteration(server.url, prompts[:4], 32)
+        for streams, repetition in itertools.product(args.streams, range(args.repetitions)):
+            texts = [prompts[(repetition * streams + i) % len(prompts)] for i in range(streams)]
+            for name in draw.sample(ARMS, len(ARMS)):
+                found = ms_per_iteration(servers[name].url, texts, args.new_tokens)
+                cells.setdefault(str(streams), {}).setdefault(name, []).append(found)
+            print(f"{streams} streams, repetition {repetition + 1} of {args.repetitions}", file=sys.stderr)
+    settings: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    result = {"provenance": provenance(settings=settings), "ms_per_iteration": cells}
+    (args.out / "served.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = table(cells)
+    (args.out / "served.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
