@@ -67,6 +67,20 @@ def test_a_policy_is_refused_where_the_file_names_a_policy_process_that_has_its_
         policy_process._start("")
 
 
+def test_sections_that_only_a_policy_process_reads_are_named_where_there_is_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "nightjar.yaml"
+    file.write_text(f"link: {{endpoint: 'ipc://{tmp_path}/policy'}}\nmemory: {{mode: keep}}\n")
+    monkeypatch.setenv("NIGHTJAR_CONFIG", str(file))
+    monkeypatch.delenv("NIGHTJAR_POLICY", raising=False)
+    policy_process._start("")
+    assert "no effect" not in caplog.text
+    file.write_text(file.read_text() + "policy: {name: static}\nlog: {path: decisions.jsonl}\n")
+    assert policy_process._start("").endpoint == f"ipc://{tmp_path}/policy"
+    assert "of no effect here: policy, log" in caplog.text
+
+
 POLICY = """
 from sglang_nightjar.core.policy import Policy
 class Mine(Policy):

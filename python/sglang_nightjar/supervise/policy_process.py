@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sglang_nightjar import config
+from sglang_nightjar.policy.config_file import Config
 from sglang_nightjar.supervise.directory import PrivateDirectory
 from sglang_nightjar.supervise.liveness import Liveness
 from sglang_nightjar.supervise.supervisor import Supervisor
@@ -95,6 +96,14 @@ def _start(obstacle: str) -> PolicySetup:
         return PolicySetup(None, server, config.OFF, obstacle)
     if endpoint := config.shared_endpoint(options, settings):
         logger.info("Nightjar: the policy process at %s steers this server.", endpoint)
+        if unused := _for_a_policy_process(settings):
+            # Not refused: it may be the file that the policy process is started with.
+            logger.warning(
+                "Nightjar: %s: of no effect here: %s; the policy process at %s goes by a config of its own.",
+                options.config,
+                ", ".join(unused),
+                endpoint,
+            )
         return PolicySetup(endpoint, server, keys=Path(settings.link.keys) if settings.link.keys else None)
     _directory = PrivateDirectory()
     health = _Health(_directory, server)
@@ -113,6 +122,12 @@ def _start(obstacle: str) -> PolicySetup:
     supervisor.start()
     logger.info("Nightjar: policy %s, in a process of its own at %s.", policy, health.endpoint)
     return PolicySetup(health.endpoint, server, policy, supervisor=supervisor)
+
+
+def _for_a_policy_process(settings: Config) -> list[str]:
+    """Sections of a config that say something, and that only a policy process reads."""
+    silent = Config()
+    return [name for name in ("policy", "shadow", "gamma", "log") if getattr(settings, name) != getattr(silent, name)]
 
 
 def _environment() -> dict[str, str]:
