@@ -52,6 +52,7 @@ _OTHER_USERS = (
     "sglang_nightjar.draft.extend",
     "sglang_nightjar.draft.fence",
     "sglang_nightjar.draft.plain_decode",
+    "sglang_nightjar.draft.inputs",
     "sglang_nightjar.draft.pool_tail",
     "sglang_nightjar.draft.slot_holders",
     "sglang_nightjar.draft.upkeep",

@@ -89,7 +89,7 @@ def play_all(scenes: Scenes) -> dict[str, Any]:
 
     outputs, lengths, used = scenes.play(few, itertools.repeat(3))
     reference = dict(zip(few, outputs, strict=True))
-    found["always 3"] = {"lengths": lengths, "used": sorted(set(used)), "journalled": one.upkeep.journal.written}
+    found["always 3"] = {"lengths": lengths, "used": sorted(set(used)), "journalled": one.upkeep.inputs.journal.written}
     one.forget()
 
     # The same with a prompt that was never computed at γ > 0, and none of the draft's work.
@@ -137,8 +137,8 @@ def play_all(scenes: Scenes) -> dict[str, Any]:
 
     found["cache"] = cache_after_an_off_period(scenes)
     found["recomputed"] = one.upkeep.catch_up.recomputed
-    one.upkeep.journal.capacity = 0
-    one.upkeep.journal._owner.fill_(-1)
+    one.upkeep.inputs.journal.capacity = 0
+    one.upkeep.inputs.journal._owner.fill_(-1)
     found["cache without a journal"] = cache_after_an_off_period(scenes)
     found["recomputed without a journal"] = one.upkeep.catch_up.recomputed
     found["failures"] = one.upkeep.failures + one.agent.errors

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from sglang_nightjar.draft import catch_up as catch_up_module
+from sglang_nightjar.draft import inputs
 from sglang_nightjar.draft.catch_up import RECOMPUTE_WEIGHT, CatchUp
 from sglang_nightjar.draft.coverage import Coverage
 from sglang_nightjar.draft.extend import Piece
+from sglang_nightjar.draft.inputs import StatesAndTokens, TokensAlone
 from sglang_nightjar.draft.journal import Journal
 
 WIDTH, SLOTS, ROWS = 2, 1200, 12
@@ -22,7 +24,14 @@ class Scene:
     A right draft row at slot s has the state s and the token after it; the target's states are made likewise.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, lengths: list[int], journal_rows: int = 500, step: int = 32):
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        lengths: list[int],
+        journal_rows: int = 500,
+        step: int = 32,
+        standalone: bool = False,
+    ):
         self.coverage = Coverage(SLOTS, ROWS, "cpu")
         self.journal = Journal(SLOTS, WIDTH, torch.float32, journal_rows * (4 * WIDTH + 16) + 8 * SLOTS, "cpu")
         self.filled: list[Piece] = []
@@ -52,12 +61,13 @@ class Scene:
                 ),
             ),
         )
-        worker = SimpleNamespace(
-            device="cpu", draft_worker=None, target_worker=SimpleNamespace(model_runner="the target")
-        )
-        self.catch_up = CatchUp(worker, self.coverage, self.journal, tokens_per_step=step)
+        target = SimpleNamespace(model_runner="the target")
+        worker = SimpleNamespace(device="cpu", draft_worker=None, target_worker=target)
+        self.standalone = standalone
+        kept = TokensAlone() if standalone else StatesAndTokens(self.journal, target)
+        self.catch_up = CatchUp(worker, self.coverage, kept, tokens_per_step=step)
         monkeypatch.setattr(catch_up_module, "draft_extend", self._extend)
-        monkeypatch.setattr(catch_up_module, "target_states", self._states)
+        monkeypatch.setattr(inputs, "target_states", self._states)
 
     def miss(self, row: int, positions: list[int], journalled: bool = True) -> None:
         """The target writes positions of the request in ``row`` without the draft."""
@@ -80,7 +90,7 @@ class Scene:
         return range(int(line[piece.first]), int(line[piece.last - 1]) + 1)
 
     def _extend(self, _worker: Any, batch: Any, pieces: list[Piece], slots: Any, hidden: Any, tokens: Any) -> Any:
-        assert hidden[:, 0].tolist() == slots.tolist()
+        assert hidden is None if self.standalone else hidden[:, 0].tolist() == slots.tolist()
         assert slots.tolist() == [slot for piece in pieces for slot in self.slot(piece)]
         assert tokens.tolist() == [10_000 * (slot // 100) + slot % 100 + 1 for slot in slots.tolist()]
         self.filled += pieces
@@ -88,7 +98,7 @@ class Scene:
         for number, piece in enumerate(pieces):
             logits[number, 10 + piece.index] = 1.0
         last = torch.tensor([[float(piece.last)] * WIDTH for piece in pieces])
-        return SimpleNamespace(next_token_logits=logits, hidden_states=last)
+        return SimpleNamespace(next_token_logits=logits, hidden_states=None if self.standalone else last)
 
     def _states(self, runner: Any, batch: Any, piece: Piece, tokens: Any) -> torch.Tensor:
         row = piece.index + 1
@@ -209,3 +219,32 @@ def test_what_the_journal_has_always_pays(monkeypatch: pytest.MonkeyPatch) -> No
     scene.miss(1, list(range(10, 40)))
     scene.batch.reqs[0].sampling_params.max_new_tokens = len(scene.batch.reqs[0].output_ids) + 1
     assert scene.catch_up.can_pay(scene.batch, 3)
+
+
+def test_a_standalone_draft_needs_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest may not have come to the host yet; nothing is lost, and the target is not asked."""
+    scene = Scene(monkeypatch, [60, 30], step=16, standalone=True)
+    scene.batch.reqs[1].output_ids.pop()
+    scene.miss(1, list(range(0, 60)), journalled=False)
+    scene.miss(2, [28, 29], journalled=False)
+    assert scene.catch_up.can_pay(scene.batch, 1)
+    assert scene.run() == 4
+    assert scene.catch_up.recomputed == 0
+    assert scene.batch.spec_info.topk_index.flatten().tolist() == [10, 11]
+
+
+def test_a_larger_draft_fills_fewer_positions_at_a_time() -> None:
+    def model(width: int) -> torch.nn.Module:
+        return torch.nn.ModuleDict({"layers": torch.nn.Linear(10, width), "embed_tokens": torch.nn.Embedding(999, 10)})
+
+    def step(draft: int) -> int:
+        runners = [SimpleNamespace(model=model(width)) for width in (100, draft)]
+        worker = SimpleNamespace(
+            device="cpu",
+            target_worker=SimpleNamespace(model_runner=runners[0]),
+            draft_worker=SimpleNamespace(draft_runner=runners[1]),
+        )
+        return CatchUp(worker, Coverage(1, 1, "cpu"), TokensAlone())._tokens_per_step
+
+    most = catch_up_module.TOKENS_PER_STEP_ON_CPU
+    assert [step(width) for width in (1, 10, 20, 100)] == [most, most, most // 2, most // 10]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sglang_nightjar.draft.inputs import StatesAndTokens
 from sglang_nightjar.draft.journal import Journal
 from sglang_nightjar.draft.upkeep import Upkeep
 
@@ -182,17 +183,15 @@ def test_all_that_it_takes_fits_into_what_it_may_take(spilling: Journal, device:
 def test_without_memory_for_it_on_any_rank_there_is_no_journal(
     here: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keeper = object.__new__(Upkeep)
-    keeper.journal = journal(8)
+    kept = StatesAndTokens(journal(8), None)
     if here:
         monkeypatch.setattr(torch, "full", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
-    keeper._allocate_journal(lambda code: 0)
+    kept.reserve(lambda code: 0)
     monkeypatch.undo()
-    assert keeper.journal.capacity == 0
-    assert keeper.journal.bytes() == {"device": 0, "host": 0}
+    assert kept.status() == {"bytes": {"device": 0, "host": 0}, "capacity": 0, "written": 0}
     assert len(caplog.records) == 1
-    write(keeper.journal, [1], 1.0)
-    assert not keeper.journal.find(torch.tensor([1])).present.any()
+    write(kept.journal, [1], 1.0)
+    assert not kept.kept(torch.tensor([1])).any()
 
 
 def test_one_of_several_ranks_ends_when_it_cannot_catch_up() -> None:

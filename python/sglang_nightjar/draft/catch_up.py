@@ -11,14 +11,16 @@ import numpy as np
 import torch
 
 from sglang_nightjar.draft.coverage import Coverage
-from sglang_nightjar.draft.extend import Piece, draft_extend, slots_of, target_states
-from sglang_nightjar.draft.journal import Journal
+from sglang_nightjar.draft.extend import Piece, draft_extend, slots_of
+from sglang_nightjar.draft.inputs import DraftInputs
 from sglang_nightjar.draft.stopwatch import Stopwatch
 
-#: Positions that one iteration fills from the journal: a fraction of a decode step. Constants and not measured, because
+#: Positions that one iteration fills of what was kept: a fraction of a decode step. Constants and not measured, because
 #: all ranks of a TP group must do the same.
 TOKENS_PER_STEP = 256
 TOKENS_PER_STEP_ON_CPU = 32
+#: They are meant for drafts whose layers are at most this part of the target's, as an EAGLE head's are.
+SMALL_DRAFT = 0.1
 #: How many of them computing one anew by the target counts for.
 RECOMPUTE_WEIGHT = 8
 
@@ -27,20 +29,23 @@ class CatchUp:
     """Fills what is missing, for the requests of one batch at a time.
 
     Attributes:
-        steps, tokens, recomputed: pieces of work, positions filled, and those of them whose hidden states were no
-            longer in the journal; since the start.
+        steps, tokens: pieces of work, and positions filled; since the start.
         too_dear: iterations without drafts because coming back could not pay.
-        watch: how long it takes to make a batch ready, from the journal alone.
+        watch: how long it takes to make a batch ready, without the target's help.
     """
 
-    def __init__(self, worker: Any, coverage: Coverage, journal: Journal, tokens_per_step: int | None = None):
-        self.steps = self.tokens = self.recomputed = self.too_dear = 0
+    def __init__(self, worker: Any, coverage: Coverage, inputs: DraftInputs, tokens_per_step: int | None = None):
+        self.steps = self.tokens = self.too_dear = 0
         self.watch = Stopwatch(worker.device)
         self._worker = worker
         self._coverage = coverage
-        self._journal = journal
-        default = TOKENS_PER_STEP_ON_CPU if worker.device == "cpu" else TOKENS_PER_STEP
-        self._tokens_per_step = tokens_per_step or default
+        self._inputs = inputs
+        self._tokens_per_step = tokens_per_step or _affordable(worker)
+
+    @property
+    def recomputed(self) -> int:
+        """Positions that needed the target once more, because what the draft reads there was not kept."""
+        return self._inputs.recomputed
 
     def missing(self, batch: Any) -> dict[int, list[tuple[int, int]]]:
         """By index in the batch, the runs of positions that the draft has to write; only requests that have some."""
@@ -57,15 +62,15 @@ class CatchUp:
     def can_pay(self, batch: Any, gamma: int) -> bool:
         """False if making ``batch`` ready for ``gamma`` drafts is sure to cost more than these can save.
 
-        What the journal has lost is computed in pieces, each a pass of the target, about as dear as a decode step. At
-        best all drafts are accepted until the last request ends, which saves ``gamma`` steps of ``gamma + 1``. Counted
-        and not timed, because all ranks of a TP group must find the same.
+        What was not kept is computed in pieces, each a pass of the target, about as dear as a decode step. At best all
+        drafts are accepted until the last request ends, which saves ``gamma`` steps of ``gamma + 1``. Counted and not
+        timed, because all ranks of a TP group must find the same.
         """
         missing = self.missing(batch)
         if not missing:
             return True
         spans = [slots_of(batch, Piece(index, *run)) for index, found in missing.items() for run in found]
-        lost = int((~self._journal.find(torch.unique(torch.cat(spans))).present).sum())
+        lost = int((~self._inputs.kept(torch.unique(torch.cat(spans)))).sum())
         if not lost:
             return True
         passes = -(-lost // max(1, self._tokens_per_step // RECOMPUTE_WEIGHT))
@@ -96,12 +101,12 @@ class CatchUp:
     def _choose(self, batch: Any, missing: dict[int, list[tuple[int, int]]], budget: int) -> tuple[list[Piece], int]:
         """The next piece of each request, in their order in the batch, for at most ``budget``; and what is left of it.
 
-        A piece is all in the journal, or all not. Slots that requests share are filled for the first of them; the
-        others are looked up again.
+        A piece was all kept, or all not. Slots that requests share are filled for the first of them; the others are
+        looked up again.
         """
         candidates = [Piece(index, first, min(last, first + budget)) for index, ((first, last), *_) in missing.items()]
         slots = torch.cat([slots_of(batch, piece) for piece in candidates])
-        present = self._journal.find(slots).present.numpy()
+        kept = self._inputs.kept(slots).numpy()
         ids, stale = torch.stack((slots, self._coverage.stale[slots].to(torch.int64))).cpu().numpy()
         chosen: list[Piece] = []
         taken: list[np.ndarray] = []
@@ -111,13 +116,13 @@ class CatchUp:
                 break
             part = slice(end, end + len(piece))
             end = part.stop
-            wanted = (stale[part] != 0) & (present[part] == present[part.start])
+            wanted = (stale[part] != 0) & (kept[part] == kept[part.start])
             if taken:
                 wanted &= ~np.isin(ids[part], np.concatenate(taken))
             if not wanted[0]:
                 self._coverage.uncertain[int(batch.req_pool_indices_cpu[piece.index])] = True
                 continue
-            weight = 1 if present[part.start] else RECOMPUTE_WEIGHT
+            weight = 1 if kept[part.start] else RECOMPUTE_WEIGHT
             length = min(int(np.argmin([*wanted, False])), max(1, budget // weight))
             chosen.append(Piece(piece.index, piece.first, piece.first + length))
             taken.append(ids[part.start : part.start + length])
@@ -126,15 +131,8 @@ class CatchUp:
 
     def _fill(self, batch: Any, pieces: list[Piece], lengths: list[int]) -> None:
         """Run the draft over ``pieces``; where a request is complete then, its next draft starts from there."""
-        spans = [slots_of(batch, piece) for piece in pieces]
-        slots = torch.cat(spans)
-        found = self._journal.find(slots)
-        if bool(found.present.all()):
-            hidden, tokens = self._journal.read(found.numbers)
-        else:
-            parts = [self._states(batch, piece, span) for piece, span in zip(pieces, spans, strict=True)]
-            hidden = torch.cat([part[0] for part in parts])
-            tokens = torch.cat([part[1] for part in parts])
+        slots = torch.cat([slots_of(batch, piece) for piece in pieces])
+        hidden, tokens = self._inputs.read(batch, pieces, slots)
         output = draft_extend(self._worker.draft_worker, batch, pieces, slots, hidden, tokens)
         self._coverage.wrote(slots)
         rows = batch.req_pool_indices_cpu
@@ -145,21 +143,19 @@ class CatchUp:
         if ended:
             _start_drafting_from(batch.spec_info, [pieces[number].index for number in ended], ended, output)
 
-    def _states(self, batch: Any, piece: Piece, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states of ``piece``, and the tokens after its positions."""
-        found = self._journal.find(slots)
-        if bool(found.present.all()):
-            return self._journal.read(found.numbers)
-        self.recomputed += len(piece)
-        req = batch.reqs[piece.index]
-        known = [*req.origin_input_ids, *req.output_ids][piece.first : piece.last + 1]
-        ids = torch.tensor(known, dtype=torch.int64).to(slots.device)
-        after = ids[1 : len(piece) + 1]
-        if len(after) < len(piece):
-            # The newest token has not come to the host yet.
-            after = torch.cat([after, batch.spec_info.bonus_tokens[piece.index : piece.index + 1].to(torch.int64)])
-        hidden = target_states(self._worker.target_worker.model_runner, batch, piece, ids[: len(piece)])
-        return hidden, after
+
+def _affordable(worker: Any) -> int:
+    """How many positions an iteration can fill: fewer the larger the draft; the same on all ranks."""
+    default = TOKENS_PER_STEP_ON_CPU if worker.device == "cpu" else TOKENS_PER_STEP
+    target, draft = worker.target_worker.model_runner.model, worker.draft_worker.draft_runner.model
+    share = _layer_values(draft) / max(1, _layer_values(target))
+    return default if share <= SMALL_DRAFT else max(1, int(default * SMALL_DRAFT / share))
+
+
+def _layer_values(model: torch.nn.Module) -> int:
+    """How many numbers a position is multiplied with; the head computes a piece's last position only."""
+    named = model.named_parameters()
+    return sum(value.numel() for name, value in named if "embed_tokens" not in name and "lm_head" not in name)
 
 
 def _start_drafting_from(draft_input: Any, indices: list[int], ended: list[int], output: Any) -> None:

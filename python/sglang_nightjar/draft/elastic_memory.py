@@ -148,7 +148,7 @@ def start(scheduler: Any, selector: Any, retract: bool) -> None:
         scheduler.ps.tp_size,
     )
     if (keeper := upkeep.current) is not None:
-        tail.on_move += [keeper.coverage.moved, keeper.journal.moved]
+        tail.on_move += [keeper.coverage.moved, keeper.inputs.moved]
         driver.lag = keeper.lag
         driver.on_change = lambda has_weights: setattr(keeper, "available", has_weights)
     key = identity.pool_of(scheduler.server_args)

@@ -55,7 +55,7 @@ def draft_extend(
     batch: Any,
     pieces: Sequence[Piece],
     slots: torch.Tensor,
-    hidden: torch.Tensor,
+    hidden: torch.Tensor | None,
     tokens: torch.Tensor,
 ) -> Any:
     """Run the draft over ``pieces``, at most one per request.
@@ -64,10 +64,10 @@ def draft_extend(
         draft_worker: SGLang's ``EagleDraftWorker``.
         batch: the ``ScheduleBatch`` that the pieces' requests are in; left unchanged.
         slots, hidden, tokens: of the pieces' positions, end to end: KV slots int64 ``[n]``, the target's hidden states
-            ``[n, width]``, and the tokens *after* the positions, int64 ``[n]``.
+            ``[n, width]`` (None if the draft reads none), and the tokens *after* the positions, int64 ``[n]``.
 
     Returns:
-        SGLang's ``LogitsProcessorOutput`` with logits and hidden states of each piece's last position.
+        SGLang's ``LogitsProcessorOutput`` with the logits of each piece's last position, and its state if it reads some.
     """
     from sglang.srt.layers.moe.utils import speculative_moe_a2a_backend_context, speculative_moe_backend_context
     from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
@@ -80,7 +80,8 @@ def draft_extend(
         speculative_moe_backend_context(),
         speculative_moe_a2a_backend_context(),
     ):
-        return _forward(draft_worker.draft_runner, sub, CaptureHiddenMode.LAST)
+        capture = CaptureHiddenMode.NULL if hidden is None else CaptureHiddenMode.LAST
+        return _forward(draft_worker.draft_runner, sub, capture)
 
 
 def target_states(target_runner: Any, batch: Any, piece: Piece, tokens: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The draft's part of the KV cache: kept up while drafts are wanted, left alone while γ=0, made good afterwards.
 
 One per scheduler, called by the hooks of patches/eagle_worker_v2.py. γ=0 means no draft work at all: the target decodes
-plainly, what the draft misses is journalled, and its slots are marked. When drafts are wanted again the requests of
+plainly, what the draft would have read is kept, and its slots are marked. When drafts are wanted again the requests of
 the batch are caught up first.
 """
 
@@ -15,11 +15,9 @@ import torch
 
 from sglang_nightjar.agent.selector import GammaSelector
 from sglang_nightjar.core.switch_costs import SwitchCosts
-from sglang_nightjar.draft import agreement
-from sglang_nightjar.draft.agreement import Agree
+from sglang_nightjar.draft import agreement, inputs
 from sglang_nightjar.draft.catch_up import CatchUp
 from sglang_nightjar.draft.coverage import Coverage
-from sglang_nightjar.draft.journal import Journal
 from sglang_nightjar.draft.reserve import Reserve
 from sglang_nightjar.once_a_minute import rate_limited
 from sglang_nightjar.patches.seams import Seam
@@ -36,9 +34,7 @@ logger = logging.getLogger(__name__)
 _UTILS = "sglang.srt.speculative.eagle_utils"
 
 SEAMS = (
-    Seam(f"{_UTILS}:_eagle_prefill_tail_tokens", ("batch", "next_token_ids"), "call", "tokens after a prompt's end"),
     Seam(f"{_UTILS}:get_draft_recurrent_hidden_state_spec", ("model_runner",), "call", "shape of the draft's state"),
-    Seam(f"{_UTILS}:get_draft_input_from_target_hidden_dim", ("model_runner",), "call", "width of the journal"),
     Seam(
         "sglang.srt.managers.scheduler:Scheduler._apply_war_barrier",
         (),
@@ -68,16 +64,16 @@ class Upkeep:
     """What the draft's cache has, what it lacks, and where that is kept.
 
     Attributes:
-        coverage, journal, catch_up, reserve: see their classes.
+        coverage, inputs, catch_up, reserve: see their classes.
         costs: what returns cost, by the profile and by those seen since.
-        returns: how often a batch was caught up, from the journal alone.
+        returns: how often a batch was caught up without the target's help.
         failures: catch-ups that raised; each is a bug of ours.
         available: whether the draft can run now; False while it is parked for long, or away. The state machine of the
             draft's residency sets it. While it is False nothing is caught up and γ is 0.
     """
 
     def __init__(self, scheduler: Any, selector: GammaSelector, journal_bytes: int, costs: SwitchCosts | None = None):
-        """For a scheduler whose ``draft_worker`` is SGLang's ``EAGLEWorkerV2``; ``costs`` are what was profiled."""
+        """For a scheduler with an ``EAGLEWorkerV2`` or ``StandaloneWorkerV2``; ``costs`` are what was profiled."""
         from sglang.srt.speculative import eagle_utils
 
         worker = scheduler.draft_worker
@@ -90,13 +86,12 @@ class Upkeep:
         self.failures = self.returns = 0
         self._recent: deque[tuple[int, int]] = deque(maxlen=_RECENT)
         self.coverage = Coverage(slots, rows, worker.device)
-        width = eagle_utils.get_draft_input_from_target_hidden_dim(runner)
-        self.journal = Journal(slots, width, runner.model_config.dtype, journal_bytes, worker.device)
+        self.inputs = inputs.of(worker, slots, journal_bytes)
         if torch.device(worker.device).type == "cuda" or scheduler.ps.tp_size > 1:
             # Now, because in the middle of a forward pass nobody expects memory to be missing; and on all ranks alike,
-            # because what is in the journal decides about shapes.
-            self._allocate_journal(agreement.of(scheduler))
-        self.catch_up = CatchUp(worker, self.coverage, self.journal)
+            # because what was kept decides about shapes.
+            self.inputs.reserve(agreement.of(scheduler))
+        self.catch_up = CatchUp(worker, self.coverage, self.inputs)
         self.costs = costs or SwitchCosts()
         self._told = self.costs.cost(*_TYPICAL)
         self.reserve = Reserve(selector, scheduler.enable_overlap)
@@ -105,20 +100,6 @@ class Upkeep:
         self._topk = worker.topk
         self._state_width, self._state_dtype = eagle_utils.get_draft_recurrent_hidden_state_spec(runner)
         self._nothing: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-
-    def _allocate_journal(self, agree: Agree) -> None:
-        error = ""
-        try:
-            self.journal.allocate()
-        except (RuntimeError, MemoryError) as failure:
-            error = f"{type(failure).__name__}: {failure}"
-        if not agree(int(not error)):
-            self.journal.close()
-            logger.warning(
-                "Nightjar: no memory for the draft's journal (%s): what is missed at γ=0 is computed anew. "
-                "Lower memory.journal_mb or --mem-fraction-static",
-                error or "on another rank",
-            )
 
     def before_decode(self, batch: Any) -> None:
         """Before a decode batch is launched: make it ready for drafts if it is to have some, or hold γ at 0."""
@@ -130,7 +111,7 @@ class Upkeep:
         return self.reserve.settle(len(batch.reqs), self.available, fits)
 
     def extend_after_prefill(
-        self, original: Callable[..., Any], batch: Any, hidden: torch.Tensor, next_tokens: torch.Tensor, mm: Any
+        self, original: Callable[..., Any], batch: Any, hidden: torch.Tensor | None, next_tokens: torch.Tensor, mm: Any
     ) -> Any:
         """In the place of ``EagleDraftWorker._draft_extend_for_prefill``; returns its ``EagleDraftInput``."""
         rows, coverage = batch.req_pool_indices_cpu.tolist(), self.coverage
@@ -142,7 +123,8 @@ class Upkeep:
             for row, first, stale in zip(rows, batch.prefix_lens, behind, strict=True):
                 coverage.start(row, first, 0, stale)
             return original(batch, hidden, next_tokens, mm)
-        self._note_prompt(batch, hidden, next_tokens)
+        self.inputs.note_prompt(batch, hidden, next_tokens)
+        coverage.skipped(batch.out_cache_loc)
         for row, first, length, stale in zip(rows, batch.prefix_lens, batch.extend_lens, behind, strict=True):
             coverage.start(row, first, length, stale)
         return self._no_draft(next_tokens)
@@ -155,7 +137,7 @@ class Upkeep:
             return
         self._hand_over_read_done()
         slots = batch.out_cache_loc
-        self.journal.write(slots, result.logits_output.hidden_states, result.next_token_ids)
+        self.inputs.note(slots, result.logits_output.hidden_states, result.next_token_ids)
         self.coverage.skipped(slots)
         self.coverage.lag[batch.req_pool_indices_cpu.numpy()] += 1
         stub, following = self._no_draft(result.next_token_ids), result.next_draft_input
@@ -185,11 +167,8 @@ class Upkeep:
         fixed, slope = self.costs.line()
         return {
             "lag_max": self.lag()[0],
-            "journal": {
-                "bytes": self.journal.bytes(),
-                "capacity": self.journal.capacity,
-                "written": self.journal.written,
-            },
+            "reads": self.inputs.reads,
+            "journal": self.inputs.status(),
             "catch_up": {
                 "pieces": self.catch_up.steps,
                 "tokens": self.catch_up.tokens,
@@ -246,16 +225,6 @@ class Upkeep:
             and self._selector.decision.gamma_for(max(1, len(self._scheduler.running_batch.reqs) + joining)) > 0
         )
 
-    def _note_prompt(self, batch: Any, hidden: torch.Tensor, next_tokens: torch.Tensor) -> None:
-        """Journal a prompt; the token after each position is the next one, and after the last what was sampled."""
-        from sglang.srt.speculative.eagle_utils import _eagle_prefill_tail_tokens
-
-        tokens = torch.roll(batch.input_ids, -1)
-        ends = torch.tensor(batch.extend_lens, device=tokens.device).cumsum(0) - 1
-        tokens[ends] = _eagle_prefill_tail_tokens(batch, next_tokens)
-        self.journal.write(batch.out_cache_loc, hidden, tokens)
-        self.coverage.skipped(batch.out_cache_loc)
-
     def _no_draft(self, bonus_tokens: torch.Tensor) -> Any:
         """An ``EagleDraftInput`` of the right shapes from which nothing is ever drafted."""
         from sglang.srt.speculative.eagle_info import EagleDraftInput
@@ -266,13 +235,14 @@ class Upkeep:
             self._nothing = (
                 torch.zeros(room, self._topk, device=device),
                 torch.zeros(room, self._topk, dtype=torch.int64, device=device),
-                torch.zeros(room, self._state_width, dtype=self._state_dtype, device=device),
+                # A STANDALONE draft has no state beside its cache.
+                torch.zeros(room, self._state_width or 0, dtype=self._state_dtype, device=device),
             )
         topk_p, topk_index, hidden = (tensor[:size] for tensor in self._nothing)
         return EagleDraftInput(
             topk_p=topk_p,
             topk_index=topk_index,
-            hidden_states=hidden,
+            hidden_states=None if self._state_width is None else hidden,
             bonus_tokens=bonus_tokens,
             num_tokens_per_req=1,
             num_tokens_for_logprob_per_req=1,
