@@ -4,6 +4,9 @@ SGLang's adaptive layer builds what each γ needs (attention backends, CUDA grap
 rule, which looks at accepted lengths only, is replaced by ours. The candidates come as the JSON text itself in
 ``speculative_adaptive_config``, where SGLang expects a path: a text travels with the server's arguments to all
 processes, a file would have to outlive the start.
+
+SGLang switches with EAGLE and EAGLE-3 alone. Its STANDALONE worker inherits all that switching needs but the controller
+(patches/standalone_worker_v2.py makes it), so where γ is ours to choose that is no reason against it.
 """
 
 import json
@@ -19,11 +22,13 @@ from sglang_nightjar.patches.seams import Seam
 
 _INIT = "sglang.srt.speculative.adaptive_runtime_state:AdaptiveController.__init__"
 _LOAD = "sglang.srt.speculative.adaptive_spec_params:_load_adaptive_config"
+_WHY_NOT = "sglang.srt.speculative.adaptive_spec_params:adaptive_unsupported_reason"
 _WORKER_LOG = "sglang.srt.speculative.eagle_worker_v2"
 
 SEAMS = (
     Seam(_INIT, ("worker", "config_path"), "hook", "to choose γ"),
     Seam(_LOAD, ("cfg_path",), "hook", "to read the candidates from the arguments themselves"),
+    Seam(_WHY_NOT, ("server_args",), "hook", "or γ can't change with a STANDALONE draft"),
 )
 
 
@@ -39,6 +44,13 @@ def load_inline(original: Callable[..., Any], cfg_path: str | None) -> Any:
     return config, {int(size): entry for size, entry in config.items() if size.isdigit()}
 
 
+def allow_standalone(original: Callable[[Any], str | None], server_args: Any) -> str | None:
+    """`defaults.for_steering` set the candidates only where nothing else speaks against it."""
+    if server_args.speculative_algorithm == "STANDALONE" and candidates.parse(server_args.speculative_adaptive_config):
+        return None
+    return original(server_args)
+
+
 def is_no_switch(record: logging.LogRecord) -> bool:
     """SGLang logs every single switch of γ; `agent.regimes` logs when the regime changes."""
     return not record.getMessage().startswith("Switch adaptive runtime state")
@@ -47,4 +59,5 @@ def is_no_switch(record: logging.LogRecord) -> bool:
 def apply() -> None:
     HookRegistry.register(_INIT.replace(":", "."), install_selector, HookType.AFTER)
     HookRegistry.register(_LOAD.replace(":", "."), load_inline, HookType.AROUND)
+    HookRegistry.register(_WHY_NOT.replace(":", "."), allow_standalone, HookType.AROUND)
     logging.getLogger(_WORKER_LOG).addFilter(is_no_switch)

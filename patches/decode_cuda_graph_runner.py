@@ -6,7 +6,8 @@ hook that a backend wants called after warm-up from the model runner's current b
 the one that it captures for; 0.5.19 takes the right one.
 
 The graphs of γ=0 would verify chains of one token. Where γ is Nightjar's to choose they are captured as decode steps
-that also hand out the hidden states for the journal; draft/plain_decode.py uses them if they were.
+that also hand out the hidden states for the journal, if the draft reads any; draft/plain_decode.py uses them if they
+were.
 
 On a CPU there are no graphs; this has not run on a GPU yet.
 """
@@ -55,15 +56,16 @@ def decode_at_gamma_0(original: Callable[..., Any], runner: Any, num_tokens: int
     from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardMode
 
     model_runner = runner.model_runner
+    algorithm = model_runner.spec_algorithm
     if (
         model_runner.is_draft_worker
-        or not model_runner.spec_algorithm.is_eagle()
+        or not (algorithm.is_eagle() or algorithm.is_standalone())
         or runner.speculative_num_draft_tokens != 1
         or candidates.parse(model_runner.server_args.speculative_adaptive_config) is None
     ):
         return original(runner, num_tokens)
     runner.capture_forward_mode = ForwardMode.DECODE
-    runner.capture_hidden_mode = CaptureHiddenMode.FULL
+    runner.capture_hidden_mode = CaptureHiddenMode.NULL if algorithm.is_standalone() else CaptureHiddenMode.FULL
     return None
 
 

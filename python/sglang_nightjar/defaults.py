@@ -30,6 +30,9 @@ def for_engine(choice: EngineChoice, args: Any) -> dict[str, Any]:
     return _for_cpu(choice, args) if choice.is_cpu else _for_cuda(args)
 
 
+# The kinds of draft with which γ can change; for the last one patches/standalone_worker_v2.py completes SGLang.
+_CHAIN_DRAFTS = ("EAGLE", "EAGLE3", "STANDALONE")
+
 # With these SGLang can't switch γ (adaptive_unsupported_reason), so it stays as the user set it.
 _FIXED_GAMMA_FEATURES = (
     "enable_dp_attention",
@@ -47,7 +50,7 @@ def for_steering(settings: Settings, args: Any) -> dict[str, Any]:
     """
     if (
         not settings.steered
-        or args.speculative_algorithm not in ("EAGLE", "EAGLE3")
+        or args.speculative_algorithm not in _CHAIN_DRAFTS
         or args.speculative_adaptive
         or args.speculative_eagle_topk not in (None, 1)
         or any(getattr(args, name, False) for name in _FIXED_GAMMA_FEATURES)

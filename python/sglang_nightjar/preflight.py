@@ -21,8 +21,9 @@ SEAMS = (
     ),
 )
 
-# An EAGLE-3 head reads the target's hidden states; a plain EAGLE head too. Others (NGRAM, STANDALONE) do not.
+# An EAGLE-3 head reads the target's hidden states; a plain EAGLE head too. A STANDALONE draft is a model of its own.
 _HEADS_ON_HIDDEN_STATES = ("EAGLE", "EAGLE3")
+_ON_A_CPU = (*_HEADS_ON_HIDDEN_STATES, "STANDALONE")
 
 
 def check(args: Any) -> None:
@@ -33,6 +34,8 @@ def check(args: Any) -> None:
         _check_model_path("--speculative-draft-model-path", args.speculative_draft_model_path)
     if args.speculative_algorithm in _HEADS_ON_HIDDEN_STATES and args.speculative_draft_model_path:
         check_draft_fits(args.speculative_algorithm, args.model_path, args.speculative_draft_model_path)
+    if args.speculative_algorithm == "STANDALONE":
+        _check_standalone(args)
     if args.speculative_adaptive and args.speculative_adaptive_config:
         _check_adaptive_config(args.speculative_adaptive_config)
 
@@ -47,10 +50,9 @@ def check_cpu(args: Any) -> None:
         raise ConfigError(f"quantization={args.quantization!r} has no CPU kernels here: leave it out")
     if args.speculative_algorithm is None:
         return
-    if args.speculative_algorithm not in _HEADS_ON_HIDDEN_STATES:
+    if args.speculative_algorithm not in _ON_A_CPU:
         raise ConfigError(
-            f"speculative_algorithm={args.speculative_algorithm!r}: the CPU engine has "
-            f"{' and '.join(_HEADS_ON_HIDDEN_STATES)} only"
+            f"speculative_algorithm={args.speculative_algorithm!r}: the CPU engine has {', '.join(_ON_A_CPU)} only"
         )
     if args.speculative_eagle_topk not in (None, 1):
         raise ConfigError(
@@ -83,6 +85,45 @@ def check_draft_fits(algorithm: str, target: str, draft: str) -> None:
             raise ConfigError(
                 f"the draft {draft} was made for another target: its {what} is {of_draft}, but {target} has {of_target}"
             )
+
+
+def _check_standalone(args: Any) -> None:
+    """A STANDALONE draft is a complete model with the target's vocabulary, for as long a context."""
+    target, draft = args.model_path, args.speculative_draft_model_path
+    if not draft:
+        raise ConfigError(
+            "--speculative-algorithm STANDALONE needs a draft: --speculative-draft-model-path, a small model with the "
+            "target's vocabulary"
+        )
+    if getattr(args, "speculative_token_map", None):
+        raise ConfigError("--speculative-token-map is for EAGLE drafts; a STANDALONE draft has a head of its own")
+    target_config, draft_config = _read_config(target), _read_config(draft)
+    if target_config is None or draft_config is None:
+        return
+    architecture = (draft_config.get("architectures") or ["none named"])[0]
+    if "eagle" in architecture.lower():
+        raise ConfigError(
+            f"--speculative-algorithm STANDALONE needs a complete model, but the architecture of {draft} is "
+            f"{architecture}: that is --speculative-algorithm {'EAGLE3' if '3' in architecture else 'EAGLE'}"
+        )
+    sizes = [config.get("vocab_size") for config in (draft_config, target_config)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"the draft {draft} has another vocabulary than the target: {sizes[0]} tokens, but {target} has {sizes[1]}"
+        )
+    context = args.context_length or target_config.get("max_position_embeddings")
+    longest = draft_config.get("max_position_embeddings")
+    # Scaled positions reach further than the config's number; SGLang checks these itself.
+    if context and longest and context > longest and not _is_scaled(draft_config):
+        raise ConfigError(
+            f"the draft {draft} is made for {longest} positions, but the context is {context}: start with "
+            f"--context-length {longest}"
+        )
+
+
+def _is_scaled(config: dict[str, Any]) -> bool:
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return rope.get("rope_type", rope.get("type", "default")) != "default"
 
 
 def _check_port(host: str, port: int) -> None:

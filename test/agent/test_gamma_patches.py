@@ -12,6 +12,7 @@ from sglang_nightjar.patches import (
     base_spec_worker,
     decode_cuda_graph_runner,
     spec_utils,
+    standalone_worker_v2,
 )
 
 TEXT = Candidates((0, 1, 4), 1).dump()
@@ -100,11 +101,15 @@ def test_a_graph_warms_up_with_the_backend_that_it_is_captured_for() -> None:
     assert model_runner.attn_backend == "initial"
 
 
-def test_graphs_of_gamma_0_are_graphs_of_decoding_where_gamma_is_ours_to_choose() -> None:
+@pytest.mark.parametrize("standalone", [False, True])
+def test_graphs_of_gamma_0_are_graphs_of_decoding_where_gamma_is_ours_to_choose(standalone: bool) -> None:
+    """With hidden states for the journal, if the draft reads any."""
     from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 
+    capture = CaptureHiddenMode.NULL if standalone else CaptureHiddenMode.FULL
+
     def runner(width: int, config: str | None, is_draft: bool = False) -> Fake:
-        algorithm = Fake(is_eagle=lambda: True)
+        algorithm = Fake(is_eagle=lambda: not standalone, is_standalone=lambda: standalone)
         args = Fake(speculative_adaptive_config=config)
         model_runner = Fake(is_draft_worker=is_draft, spec_algorithm=algorithm, server_args=args)
         return Fake(model_runner=model_runner, speculative_num_draft_tokens=width)
@@ -113,6 +118,26 @@ def test_graphs_of_gamma_0_are_graphs_of_decoding_where_gamma_is_ours_to_choose(
     hook = decode_cuda_graph_runner.decode_at_gamma_0
     zero = runner(1, ours)
     assert hook(lambda *_: "verify", zero, 8) is None
-    assert zero.capture_forward_mode.is_decode() and zero.capture_hidden_mode == CaptureHiddenMode.FULL
+    assert zero.capture_forward_mode.is_decode() and zero.capture_hidden_mode == capture
     for other in (runner(4, ours), runner(1, None), runner(1, "/their/file.json"), runner(1, ours, is_draft=True)):
         assert hook(lambda *_: "verify", other, 8) == "verify"
+
+
+def test_a_standalone_draft_gets_a_controller_where_gamma_can_change() -> None:
+    steered, fixed = Fake(speculative_num_steps=4), Fake(speculative_num_steps=4)
+    for worker, adaptive in ((steered, True), (fixed, False)):
+        args = Fake(speculative_adaptive=adaptive, speculative_adaptive_config=None)
+        standalone_worker_v2.add_controller(None, worker, server_args=args, gpu_id=0)
+    assert steered.adaptive_controller.worker is steered
+    assert not hasattr(fixed, "adaptive_controller")
+
+
+def test_sglang_lets_a_standalone_draft_switch_only_where_nightjar_set_it_up() -> None:
+    def why_not(algorithm: str, config: str | None) -> str | None:
+        args = Fake(speculative_algorithm=algorithm, speculative_adaptive_config=config)
+        return adaptive_runtime_state.allow_standalone(lambda _: "SGLang's reason", args)
+
+    assert why_not("STANDALONE", TEXT) is None
+    assert why_not("STANDALONE", "/a/file.json") == "SGLang's reason"
+    assert why_not("STANDALONE", None) == "SGLang's reason"
+    assert why_not("NGRAM", TEXT) == "SGLang's reason"

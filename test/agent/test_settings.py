@@ -22,8 +22,9 @@ def arguments(**given: Any) -> Fake:
     return Fake(**usual | given)
 
 
-def test_a_chain_of_drafts_is_made_ready_for_every_gamma() -> None:
-    filled = defaults.for_steering(Settings(), arguments())
+@pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "STANDALONE"])
+def test_a_chain_of_drafts_is_made_ready_for_every_gamma(algorithm: str) -> None:
+    filled = defaults.for_steering(Settings(), arguments(speculative_algorithm=algorithm))
     text = filled.pop("speculative_adaptive_config")
     assert candidates.parse(text) == candidates.Candidates((0, 1, 2, 3, 4, 5), 3)
     # The largest, because SGLang sizes buffers by the γ at the start.
@@ -40,7 +41,6 @@ def test_a_chain_of_drafts_is_made_ready_for_every_gamma() -> None:
     [
         {"speculative_algorithm": None},
         {"speculative_algorithm": "NGRAM"},
-        {"speculative_algorithm": "STANDALONE"},
         {"speculative_adaptive": True},
         {"speculative_eagle_topk": 4},
         {"enable_dp_attention": True},

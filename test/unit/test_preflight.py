@@ -32,7 +32,7 @@ def arguments(**given: Any) -> SimpleNamespace:
     unset = dict.fromkeys(
         [
             *("page_size", "quantization", "attention_backend", "speculative_algorithm", "speculative_eagle_topk"),
-            *("speculative_draft_model_path", "speculative_adaptive_config"),
+            *("speculative_draft_model_path", "speculative_adaptive_config", "context_length"),
         ]
     )
     fixed = {"host": "127.0.0.1", "port": 0, "tp_size": 1, "pp_size": 1, "dp_size": 1, "speculative_adaptive": False}
@@ -77,6 +77,54 @@ def test_a_draft_for_another_target(folder, change: dict[str, Any], words: str) 
     target, draft = folder("target", TARGET), folder("draft", {**DRAFT, **change})
     with pytest.raises(ConfigError, match=words):
         preflight.check_draft_fits("EAGLE3", target, draft)
+
+
+@pytest.mark.parametrize(
+    "change, given, words",
+    [
+        ({"vocab_size": 32000}, {}, r"another vocabulary.* 32000 tokens, but .*target has 49152"),
+        ({"architectures": ["LlamaForCausalLMEagle3"]}, {}, r"LlamaForCausalLMEagle3: that is .* EAGLE3$"),
+        ({"architectures": ["LlamaForCausalLMEagle"]}, {}, r"LlamaForCausalLMEagle: that is .* EAGLE$"),
+        ({"max_position_embeddings": 2048}, {}, r"2048 positions, but the context is 8192.* --context-length 2048"),
+        ({"max_position_embeddings": 2048}, {"context_length": 4096}, r"context is 4096"),
+        ({}, {"speculative_token_map": "a file"}, r"--speculative-token-map is for EAGLE drafts"),
+        ({}, {"speculative_draft_model_path": None}, r"STANDALONE needs a draft"),
+    ],
+    ids=str,
+)
+def test_a_standalone_draft_that_does_not_fit(
+    folder, change: dict[str, Any], given: dict[str, Any], words: str
+) -> None:
+    args = standalone(folder, change)
+    vars(args).update(given)
+    with pytest.raises(ConfigError, match=words):
+        preflight.check(args)
+
+
+@pytest.mark.parametrize(
+    "change, given",
+    [
+        ({}, {}),
+        ({"hidden_size": 384}, {}),
+        ({"max_position_embeddings": 2048}, {"context_length": 2048}),
+        ({"max_position_embeddings": 2048, "rope_scaling": {"rope_type": "llama3"}}, {}),
+    ],
+    ids=str,
+)
+def test_a_standalone_draft_that_fits(folder, change: dict[str, Any], given: dict[str, Any]) -> None:
+    args = standalone(folder, change)
+    vars(args).update(given)
+    preflight.check(args)
+
+
+def standalone(folder, change: dict[str, Any]) -> SimpleNamespace:
+    """Arguments for a STANDALONE draft whose config differs from the target's by ``change``."""
+    config = {**TARGET, "max_position_embeddings": 8192}
+    return arguments(
+        model_path=folder("target", config),
+        speculative_algorithm="STANDALONE",
+        speculative_draft_model_path=folder("draft", {**config, **change}),
+    )
 
 
 def test_a_head_may_be_narrower_than_its_target(folder) -> None:
@@ -144,5 +192,6 @@ def test_what_the_cpu_engine_can_not_do(given: dict[str, Any], words: str) -> No
         preflight.check_cpu(arguments(**given))
 
 
-def test_what_the_cpu_engine_can_do() -> None:
-    preflight.check_cpu(arguments(page_size=1, speculative_algorithm="EAGLE3", speculative_eagle_topk=1))
+@pytest.mark.parametrize("algorithm", ["EAGLE3", "STANDALONE"])
+def test_what_the_cpu_engine_can_do(algorithm: str) -> None:
+    preflight.check_cpu(arguments(page_size=1, speculative_algorithm=algorithm, speculative_eagle_topk=1))
