@@ -12,7 +12,7 @@ from sglang_nightjar.memory.prediction import predict
 TARGET = {"num_attention_heads": 4, "hidden_size": 64, "num_key_value_heads": 2, "num_hidden_layers": 3}
 
 
-def checkpoint(folder: Path, architecture: str, dtype: torch.dtype) -> Path:
+def checkpoint(folder: Path, architecture: str, dtype: torch.dtype, **config: object) -> Path:
     folder.mkdir()
     weights = {
         "fc.weight": torch.zeros(64, 128, dtype=dtype),
@@ -22,7 +22,7 @@ def checkpoint(folder: Path, architecture: str, dtype: torch.dtype) -> Path:
         "d2t": torch.zeros(100, dtype=torch.int64),
     }
     save_file(weights, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    (folder / "config.json").write_text(json.dumps({"architectures": [architecture], **config}))
     return folder
 
 
@@ -43,6 +43,13 @@ def target(tmp_path: Path) -> Path:
         ("LlamaForCausalLMEagle", torch.float16, True, 4 * (64 * 128 + 64) + 2 * (64 * 128)),
         ("LlamaForCausalLMEagle3", torch.bfloat16, False, 2 * (64 * 128 + 64 + 6400)),
         ("LlamaForCausalLM", torch.bfloat16, False, 2 * (64 * 128 + 64 + 6400 + 32_000)),
+        # All of a STANDALONE draft is its own; its embedding is only looked up.
+        (
+            "LlamaForCausalLM",
+            torch.float16,
+            True,
+            4 * (64 * 128 + 64 + 6400 + 32_000) + 2 * (64 * 128 + 128 * 64),
+        ),
     ],
 )
 def test_what_is_the_drafts_own(
@@ -53,6 +60,13 @@ def test_what_is_the_drafts_own(
     assert found.bytes_per_token == 6 * 2 * 16 * (4 if is_cpu else 2)
     # Pages of six buffers are rounded apart.
     assert found.freed_bytes // found.bytes_per_token - 100 <= found.tokens <= own // found.bytes_per_token + 40
+
+
+def test_a_tied_head_is_the_embedding(tmp_path: Path, target: Path) -> None:
+    """500 rows, packed as 512; an lm_head that the checkpoint has all the same is not loaded."""
+    draft = checkpoint(tmp_path / "draft", "LlamaForCausalLM", torch.float16, tie_word_embeddings=True)
+    own = 4 * (64 * 128 + 64 + 32_000) + 2 * (64 * 128 + 512 * 64)
+    assert own <= predict(target, draft, 1000, True, 4096).freed_bytes < own + 4096
 
 
 def test_no_checkpoint(tmp_path: Path, target: Path) -> None:

@@ -1,7 +1,8 @@
 """What sending a draft away would free, and how many tokens that is: from the shapes in two checkpoints.
 
 It counts what `draft.weights` moves: the draft's own parameters, and on our CPU engine the rearranged copies of its
-matrices. An EAGLE draft shares the target's embedding and head, an EAGLE-3 draft the embedding.
+matrices. An EAGLE draft shares the target's embedding and head, an EAGLE-3 draft the embedding, a STANDALONE draft
+nothing.
 """
 
 import json
@@ -41,7 +42,7 @@ def predict(target: Path, draft: Path, base_tokens: int, is_cpu: bool, granulari
     ValueError for checkpoints that are none of these.
     """
     page = 4096 if is_cpu else granularity
-    freed = -(-sum(_bytes_on_device(*weight, is_cpu) for weight in _own_weights(draft)) // page) * page
+    freed = -(-sum(_bytes_on_device(weight, is_cpu) for weight in _own_weights(draft)) // page) * page
     config = json.loads((target / "config.json").read_text())
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
@@ -51,26 +52,41 @@ def predict(target: Path, draft: Path, base_tokens: int, is_cpu: bool, granulari
     return Prediction(freed, layout.bytes_per_token, tokens_gained(freed, base_tokens, layout))
 
 
-def _own_weights(draft: Path) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Shape and type of each weight that the draft does not share."""
-    architecture = json.loads((draft / "config.json").read_text())["architectures"][0].lower()
+@dataclass(frozen=True)
+class _Weight:
+    """One in a checkpoint; ``is_matrix``: it is multiplied with, so that the CPU engine packs it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    is_matrix: bool
+
+
+def _own_weights(draft: Path) -> Iterator[_Weight]:
+    """Those that the draft does not share."""
+    config = json.loads((draft / "config.json").read_text())
+    architecture, is_tied = config["architectures"][0].lower(), config.get("tie_word_embeddings", False)
     shared = ("embed_tokens",) if "eagle3" in architecture else ("embed_tokens", "lm_head")
     if "eagle" not in architecture:
-        shared = ()
+        # A tied head is the embedding, whatever the checkpoint holds beside it.
+        shared = ("lm_head",) if is_tied else ()
     for file in sorted(draft.glob("*.safetensors")):
         for name, entry in _header(file).items():
             if name != "__metadata__" and entry["dtype"] in _ITEM_BYTES and not any(part in name for part in shared):
-                yield tuple(entry["shape"]), entry["dtype"]
+                shape = tuple(entry["shape"])
+                # In an embedding rows are looked up only, unless it is the head too.
+                is_matrix = len(shape) == 2 and ("embed_tokens" not in name or is_tied)
+                yield _Weight(shape, entry["dtype"], is_matrix)
 
 
-def _bytes_on_device(shape: tuple[int, ...], dtype: str, is_cpu: bool) -> int:
-    count, item = math.prod(shape), _ITEM_BYTES[dtype]
+def _bytes_on_device(weight: _Weight, is_cpu: bool) -> int:
+    count, item = math.prod(weight.shape), _ITEM_BYTES[weight.dtype]
     if not is_cpu:
         return count * item
-    if len(shape) != 2:
+    if not weight.is_matrix:
         return 4 * count
     # Half precision in the checkpoint is what the rearranged copy needs at most.
-    return 4 * count + -(-shape[0] // _PANEL) * _PANEL * shape[1] * item
+    rows, columns = weight.shape
+    return 4 * count + -(-rows // _PANEL) * _PANEL * columns * item
 
 
 def _header(file: Path) -> dict[str, Any]:
