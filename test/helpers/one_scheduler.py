@@ -91,7 +91,7 @@ class OneScheduler:
 
         given: dict[str, Any] = {"model_path": target, "max_total_tokens": 16384, **flags}
         if draft is not None:
-            given |= {"speculative_algorithm": "EAGLE3", "speculative_draft_model_path": draft}
+            given = {"speculative_algorithm": "EAGLE3", "speculative_draft_model_path": draft, **given}
         args = ServerArgs(**given)
         configure_scheduler_process(args, 0, 0, 0, 0, 0, 0, None)
         publish(args, role="scheduler")
