@@ -23,11 +23,12 @@ class Client:
 
     async def __aenter__(self) -> Client:
         headers = {"Authorization": f"Bearer {self._job.key}"} if self._job.key else {}
-        # No limit on connections: one would make an open loop wait for answers.
+        # No limit on connections: one would make an open loop wait for answers. And none is used twice: a server closes
+        # those that rest for some seconds, now and then in the moment in which one is used again.
         self._session = aiohttp.ClientSession(
             self._job.url,
             headers=headers,
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=self._job.timeout),
             read_bufsize=1 << 20,
         )
