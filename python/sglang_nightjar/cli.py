@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from sglang_nightjar import __version__, benchmark
 from sglang_nightjar.demo import cli as demo
@@ -44,6 +45,10 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     parser.add_argument("--json", action="store_true", help="for scripts: the findings and the table of SGLang's names")
     parser.add_argument("-v", "--verbose", action="store_true", help="also list every SGLang name that we rely on")
+    own = parser.add_argument_group("what a draft of yours would free by going away, from the shapes alone")
+    own.add_argument("--draft", type=Path, metavar="DIR", help="its checkpoint: EAGLE, EAGLE-3 or a complete model")
+    own.add_argument("--target", type=Path, metavar="DIR", help="its target's checkpoint (the demo target)")
+    own.add_argument("--kv-tokens", type=int, metavar="N", help="size of the KV cache with the draft there (32768)")
     parser.set_defaults(run=_doctor)
 
 
@@ -57,7 +62,10 @@ def _add_policy(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _doctor(args: argparse.Namespace) -> int:
     from sglang_nightjar import doctor
 
-    diagnosis = doctor.diagnose()
+    if args.draft is None and (args.target or args.kv_tokens):
+        raise ConfigError("--target and --kv-tokens say where a draft would be used: add --draft")
+    pair = doctor.Pair(args.target, args.draft, args.kv_tokens) if args.draft else None
+    diagnosis = doctor.diagnose(pair)
     if args.json:
         print(json.dumps(diagnosis.as_json(), indent=2))
     else:

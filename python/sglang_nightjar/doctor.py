@@ -70,8 +70,20 @@ class Diagnosis:
         return {"ok": self.ok, **asdict(self)}
 
 
-def diagnose() -> Diagnosis:
-    """Look at everything. Takes some seconds: SGLang is imported to look at its names."""
+@dataclass(frozen=True)
+class Pair:
+    """Models of the user's: folders with checkpoints, and how many tokens of KV cache are served with both loaded."""
+
+    target: Path | None
+    draft: Path
+    kv_tokens: int | None = None
+
+
+def diagnose(pair: Pair | None = None) -> Diagnosis:
+    """Look at everything. Takes some seconds: SGLang is imported to look at its names.
+
+    With ``pair`` also at what its draft's memory is worth.
+    """
     process.role = "doctor"
     findings = [*machine(), *software()]
     seams: list[SeamState] = []
@@ -80,6 +92,8 @@ def diagnose() -> Diagnosis:
         finding, seams = sglang_names()
         findings.append(finding)
     findings += models()
+    if pair is not None:
+        findings.append(_memory_of(pair))
     return Diagnosis(__version__, findings, seams)
 
 
@@ -202,8 +216,18 @@ def models() -> Iterator[Finding]:
         yield Finding("models", "demo draft", "bad", f"{draft_dir()} is missing", todo)
 
 
-def _draft_memory(target: Path, draft: Path) -> Finding:
-    """What policies can gain by sending the demo draft away, from the shapes alone."""
+def _memory_of(pair: Pair) -> Finding:
+    from sglang_nightjar.demo.target import target_dir
+
+    try:
+        return _draft_memory(pair.target or target_dir(), pair.draft, "your draft", pair.kv_tokens)
+    except (OSError, KeyError, ValueError) as error:
+        todo = "name two folders, each with a config.json and safetensors files"
+        return Finding("models", "your draft", "bad", f"can't be read: {type(error).__name__}: {error}", todo)
+
+
+def _draft_memory(target: Path, draft: Path, name: str = "draft memory", kv_tokens: int | None = None) -> Finding:
+    """What policies can gain by sending a draft away, from the shapes alone."""
     from sglang_nightjar.core.capacity import human_bytes
     from sglang_nightjar.cpu.detect import choose_engine
     from sglang_nightjar.defaults import CPU_MAX_KV_TOKENS
@@ -211,9 +235,9 @@ def _draft_memory(target: Path, draft: Path) -> Finding:
 
     is_cpu = choose_engine().is_cpu
     granularity = mmap.PAGESIZE if is_cpu else prediction.CUDA_GRANULARITY
-    found = prediction.predict(target, draft, CPU_MAX_KV_TOKENS, is_cpu, granularity)
+    found = prediction.predict(target, draft, kv_tokens or CPU_MAX_KV_TOKENS, is_cpu, granularity)
     text = f"{human_bytes(found.freed_bytes)}: away, it makes room for {found.tokens} tokens of KV cache"
-    return Finding("models", "draft memory", "ok", f"{text} ({found.bytes_per_token} bytes each)")
+    return Finding("models", name, "ok", f"{text} ({found.bytes_per_token} bytes each)")
 
 
 def _disk(folder: Path) -> Finding:

@@ -5,9 +5,12 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from helpers.serving import clean_environment
+from safetensors.torch import save_file
 
 from sglang_nightjar import cli, doctor
 from sglang_nightjar.agent import process
@@ -101,3 +104,21 @@ def test_every_complaint_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_pa
     diagnosis = doctor.diagnose()
     assert len(names(diagnosis, "bad")) >= 4
     assert all(finding.todo for finding in diagnosis.findings if finding.state == "bad")
+
+
+def test_a_draft_of_the_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A STANDALONE one, of an embedding and a head alone."""
+    config = {"num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 2}
+    for name in ("target", "draft"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
+    weights = {"model.embed_tokens.weight": torch.zeros(100, 8), "lm_head.weight": torch.zeros(100, 8)}
+    save_file(weights, tmp_path / "draft" / "model.safetensors")
+    given = ["--target", str(tmp_path / "target"), "--kv-tokens", "1000"]
+    findings = doctor.diagnose(doctor.Pair(tmp_path / "target", tmp_path / "draft", 1000)).findings
+    [found] = [finding for finding in findings if finding.name == "your draft"]
+    assert found.state == "ok" and "tokens of KV cache" in found.text
+
+    assert cli.main(["doctor", "--draft", str(tmp_path / "nowhere"), *given]) == 1
+    assert "name two folders" in capsys.readouterr().out
+    assert cli.main(["doctor", *given]) == 2
