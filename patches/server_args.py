@@ -38,6 +38,7 @@ _FIELDS = (
     "speculative_adaptive",
     "speculative_adaptive_config",
     "speculative_algorithm",
+    "speculative_draft_model_path",
     "speculative_eagle_topk",
     "speculative_num_draft_tokens",
     "speculative_num_steps",

@@ -87,7 +87,11 @@ def _for_cpu(choice: EngineChoice, args: Any) -> dict[str, Any]:
         # Only an upper bound here: the number of tokens below decides.
         filled["mem_fraction_static"] = 0.9
     if args.max_total_tokens is None:
-        tokens = _kv_tokens_that_fit(args.model_path, 2 if filled.get("dtype", args.dtype) == "bfloat16" else 4)
+        # A STANDALONE draft has as many layers of its own as it has; an EAGLE head's one hardly counts.
+        models = [args.model_path]
+        if args.speculative_algorithm == "STANDALONE":
+            models.append(args.speculative_draft_model_path or "")
+        tokens = _kv_tokens_that_fit(models, 2 if filled.get("dtype", args.dtype) == "bfloat16" else 4)
         filled["max_total_tokens"] = min(tokens, CPU_MAX_KV_TOKENS) if tokens else CPU_MAX_KV_TOKENS
     if args.speculative_algorithm and args.speculative_num_steps is None and not args.speculative_adaptive:
         # SGLang would choose a tree for Llama; the CPU engine verifies chains.
@@ -110,16 +114,22 @@ def _for_cuda(args: Any) -> dict[str, Any]:
     return {"attention_backend": "flashinfer" if importlib.util.find_spec("flashinfer") else "triton"}
 
 
-def _kv_tokens_that_fit(model_path: str, bytes_per_value: int) -> int | None:
-    """How many tokens of KV cache fit into our part of the free memory; None if the model's config is not local."""
-    config_file = Path(model_path) / "config.json"
-    if not config_file.is_file():
+def _kv_tokens_that_fit(models: list[str], bytes_per_value: int) -> int | None:
+    """How many tokens of all models' KV cache fit into our part of the free memory; None if a config is not local."""
+    values = [_kv_values_per_token(Path(model) / "config.json") for model in models]
+    if 0 in values:
         return None
+    return int(CPU_KV_MEMORY_PART * free_memory_bytes()) // (sum(values) * bytes_per_value)
+
+
+def _kv_values_per_token(config_file: Path) -> int:
+    """0 if there is no such file."""
+    if not config_file.is_file():
+        return 0
     config = json.loads(config_file.read_text())
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    bytes_per_token = 2 * config["num_hidden_layers"] * heads * head_dim * bytes_per_value
-    return int(CPU_KV_MEMORY_PART * free_memory_bytes()) // bytes_per_token
+    return int(2 * config["num_hidden_layers"] * heads * head_dim)
 
 
 def free_memory_bytes() -> int:

@@ -80,6 +80,10 @@ def test_kv_cache_fits_the_free_memory(
     monkeypatch.setattr(defaults, "free_memory_bytes", lambda: free_gb * 10**9)
     # 2 x 30 layers x 3 heads x 32 values x 4 bytes = 23,040 bytes a token; a quarter of 1 GB holds 10,850 of them.
     assert filled(PORTABLE, model_path=str(tmp_path))["max_total_tokens"] == expected
+    # A STANDALONE draft has a cache of its own, here as large as the target's.
+    both = {"model_path": str(tmp_path), "speculative_draft_model_path": str(tmp_path)}
+    found = filled(PORTABLE, speculative_algorithm="STANDALONE", **both)["max_total_tokens"]
+    assert found == min(expected, 1000 * free_gb * 10**6 // 4 // 46_080)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def draft_extend(
             ``[n, width]`` (None if the draft reads none), and the tokens *after* the positions, int64 ``[n]``.
 
     Returns:
-        SGLang's ``LogitsProcessorOutput`` with the logits of each piece's last position, and its state if it reads some.
+        SGLang's ``LogitsProcessorOutput`` with the logits of each piece's last position, and its state if it has one.
     """
     from sglang.srt.layers.moe.utils import speculative_moe_a2a_backend_context, speculative_moe_backend_context
     from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
