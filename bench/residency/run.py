@@ -21,6 +21,7 @@ from bench.provenance import provenance
 from bench.residency.engine import Engine, Router
 from bench.residency.larger_draft import widen
 from bench.residency.report import table
+from bench.residency.standalone_draft import cut
 from sglang_nightjar.demo.pair import ensure_pair
 
 #: Requests that decode while the draft goes and comes.
@@ -31,6 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pool-tokens", type=int, default=1536, help="KV cache with the draft on the device")
     parser.add_argument("--wider", type=int, default=1, help="MLP of the draft so many times as wide (larger_draft.py)")
+    parser.add_argument(
+        "--standalone", type=int, default=0, metavar="LAYERS", help="a draft of so many layers (standalone_draft.py)"
+    )
     parser.add_argument("--cycles", type=int, default=8, help="times that the draft goes and comes while 8 decode")
     parser.add_argument("--repetitions", type=int, default=4, help="surges for each arm")
     parser.add_argument("--requests", type=int, default=48, help="of a surge")
@@ -45,7 +49,7 @@ def main() -> None:
             folder, url, pid = Path(args.running[0]), args.running[1], int(args.running[2])
         else:
             folder.chmod(0o700)
-            server = stack.enter_context(start(args.pool_tokens, args.wider, folder))
+            server = stack.enter_context(start(args.pool_tokens, args.wider, args.standalone, folder))
             url, pid = server.url, max(server.children(), key=lambda p: psutil.Process(p).memory_info().rss)
         if args.start_only:
             print(f"--running {folder} {url} {pid}", flush=True)
@@ -56,16 +60,21 @@ def main() -> None:
         result = measure(folder, url, pid, args)
     result["provenance"] = provenance(settings={name: str(value) for name, value in vars(args).items()})
     args.out.mkdir(parents=True, exist_ok=True)
-    name = "results.json" if args.wider == 1 else f"wider-{args.wider}.json"
-    (args.out / name).write_text(json.dumps(result, indent=1) + "\n")
+    name = "results" if args.wider == 1 else f"wider-{args.wider}"
+    name = f"standalone-{args.standalone}" if args.standalone else name
+    (args.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 
 
-def start(pool_tokens: int, wider: int, folder: Path) -> Server:
+def start(pool_tokens: int, wider: int, standalone: int, folder: Path) -> Server:
     pair = ensure_pair()
-    draft = pair.draft if wider == 1 else widen(pair.draft, wider, folder / "draft")
+    algorithm = "STANDALONE" if standalone else "EAGLE3"
+    if standalone:
+        draft = cut(pair.target, standalone, folder / "draft")
+    else:
+        draft = pair.draft if wider == 1 else widen(pair.draft, wider, folder / "draft")
     flags = ["--model-path", str(pair.target), "--max-total-tokens", str(pool_tokens)]
-    flags += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(draft)]
+    flags += ["--speculative-algorithm", algorithm, "--speculative-draft-model-path", str(draft)]
     flags += ["--nightjar-policy-endpoint", f"ipc://{folder / 'policy'}"]
     return Server(flags, folder / "log")
 

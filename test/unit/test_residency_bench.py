@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.residency.larger_draft import widen
 from bench.residency.report import by_state, predicted_gain, stalls, table
+from bench.residency.standalone_draft import cut
 from sglang_nightjar.core.messages import Residency, Telemetry
 
 
@@ -92,3 +93,18 @@ def test_a_wider_draft_drafts_the_same(tmp_path: Path) -> None:
         return (torch.nn.functional.silu(states @ gate.T) * (states @ up.T)) @ down.T
 
     torch.testing.assert_close(mlp(wide), mlp(narrow))
+
+
+def test_a_standalone_draft_is_the_targets_first_layers(tmp_path: Path) -> None:
+    names = ["model.embed_tokens", "model.norm", *(f"model.layers.{i}.mlp.up_proj" for i in range(12))]
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps({"num_hidden_layers": 12, "hidden_size": 4}))
+    (target / "tokenizer.json").write_text("{}")
+    save_file({f"{name}.weight": torch.randn(2, 2) for name in names}, target / "model.safetensors")
+    draft = cut(target, 2, tmp_path / "draft")
+    assert json.loads((draft / "config.json").read_text()) == {"num_hidden_layers": 2, "hidden_size": 4}
+    assert sorted(load_file(draft / "model.safetensors")) == sorted(f"{name}.weight" for name in names[:4])
+    assert (draft / "tokenizer.json").exists()
+    with pytest.raises(ValueError, match=r"13 layers: .* has 12"):
+        cut(target, 13, tmp_path / "other")
