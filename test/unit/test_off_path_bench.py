@@ -23,5 +23,5 @@ def test_the_lowest_tenth() -> None:
 
 
 def test_the_table_of_servers_compares_neighbours() -> None:
-    text = served.table({"8": {"none": [30.0, 40.0], "gamma 0": [33.0, 40.4]}})
-    assert "| 8 | 35.00 | 36.70 | 1.055 (1.032 to 1.077) |" in text
+    text = served.table({"8": {"none": [30.0, 40.0], "gamma 0": [33.0, 40.8]}})
+    assert "| 8 | 35.00 | 36.90 | 1.060 (1.040 to 1.080) |" in text

@@ -49,7 +49,7 @@ def adjust_logits(
     orchestrator = penalizers_of(sampling_info)
     if orchestrator is not None and orchestrator.is_required:
         states = PenaltyStates(orchestrator)
-        states.penalise_chain(logits, candidates)
+        states.penalise_chain(logits, candidates.to(torch.int64))
     if grammar_mask is not None:
         grammar_mask.apply(logits)
     if sampling_info.logit_bias is not None:
@@ -73,8 +73,6 @@ def verify_chain(
     logits, info = logits_output.next_token_logits, batch.sampling_info
     size, width = len(batch.seq_lens), verify_input.draft_token_num
     candidates = verify_input.draft_token.view(size, width)
-    if width > 1:
-        candidates = candidates.to(torch.int64)
     states = adjust_logits(logits, candidates, info, grammar_mask)
     if info.is_all_greedy:
         tokens = argmax(logits)
