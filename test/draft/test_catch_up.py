@@ -237,14 +237,15 @@ def test_a_larger_draft_fills_fewer_positions_at_a_time() -> None:
     def model(width: int) -> torch.nn.Module:
         return torch.nn.ModuleDict({"layers": torch.nn.Linear(10, width), "embed_tokens": torch.nn.Embedding(999, 10)})
 
-    def step(draft: int) -> int:
+    def step(draft: int) -> tuple[int, int]:
         runners = [SimpleNamespace(model=model(width)) for width in (100, draft)]
         worker = SimpleNamespace(
             device="cpu",
             target_worker=SimpleNamespace(model_runner=runners[0]),
             draft_worker=SimpleNamespace(draft_runner=runners[1]),
         )
-        return CatchUp(worker, Coverage(1, 1, "cpu"), TokensAlone())._tokens_per_step
+        made = CatchUp(worker, Coverage(1, 1, "cpu"), TokensAlone())
+        return made._tokens_per_step, made._tokens_per_request
 
     most = catch_up_module.TOKENS_PER_STEP_ON_CPU
-    assert [step(width) for width in (1, 10, 20, 100)] == [most, most, most // 2, most // 10]
+    assert [step(width) for width in (1, 10, 20, 100)] == [(most, 4), (most, 4), (most // 2, 2), (most // 10, 2)]

@@ -19,8 +19,12 @@ from sglang_nightjar.draft.stopwatch import Stopwatch
 #: all ranks of a TP group must do the same.
 TOKENS_PER_STEP = 256
 TOKENS_PER_STEP_ON_CPU = 32
-#: They are meant for drafts whose layers are at most this part of the target's, as an EAGLE head's are.
+#: At least so many for each request: every iteration that has to wait adds a position to each.
+TOKENS_PER_REQUEST = 4
+#: They are meant for drafts whose layers are at most this part of the target's, as an EAGLE head's are; with larger
+#: ones a position costs more, and an iteration fills fewer, for each request down to this.
 SMALL_DRAFT = 0.1
+TOKENS_PER_REQUEST_OF_A_LARGE_DRAFT = 2
 #: How many of them computing one anew by the target counts for.
 RECOMPUTE_WEIGHT = 8
 
@@ -40,7 +44,9 @@ class CatchUp:
         self._worker = worker
         self._coverage = coverage
         self._inputs = inputs
-        self._tokens_per_step = tokens_per_step or _affordable(worker)
+        self._tokens_per_step, self._tokens_per_request = (
+            (tokens_per_step, TOKENS_PER_REQUEST) if tokens_per_step else _affordable(worker)
+        )
 
     @property
     def recomputed(self) -> int:
@@ -87,8 +93,7 @@ class CatchUp:
         self.steps += 1
         before, recomputed = self.tokens, self.recomputed
         self.watch.start()
-        # Every iteration that has to wait adds a position to each request.
-        budget = max(self._tokens_per_step, 4 * len(batch.reqs))
+        budget = max(self._tokens_per_step, self._tokens_per_request * len(batch.reqs))
         lengths = (batch.seq_lens_cpu if batch.seq_lens_cpu is not None else batch.seq_lens.cpu()).tolist()
         while missing and budget > 0:
             pieces, budget = self._choose(batch, missing, budget)
@@ -144,12 +149,14 @@ class CatchUp:
             _start_drafting_from(batch.spec_info, [pieces[number].index for number in ended], ended, output)
 
 
-def _affordable(worker: Any) -> int:
-    """How many positions an iteration can fill: fewer the larger the draft; the same on all ranks."""
+def _affordable(worker: Any) -> tuple[int, int]:
+    """How many positions an iteration can fill, and at least for each request; the same on all ranks."""
     default = TOKENS_PER_STEP_ON_CPU if worker.device == "cpu" else TOKENS_PER_STEP
     target, draft = worker.target_worker.model_runner.model, worker.draft_worker.draft_runner.model
     share = _layer_values(draft) / max(1, _layer_values(target))
-    return default if share <= SMALL_DRAFT else max(1, int(default * SMALL_DRAFT / share))
+    if share <= SMALL_DRAFT:
+        return default, TOKENS_PER_REQUEST
+    return max(1, int(default * SMALL_DRAFT / share)), TOKENS_PER_REQUEST_OF_A_LARGE_DRAFT
 
 
 def _layer_values(model: torch.nn.Module) -> int:
