@@ -235,9 +235,14 @@ def _draft_memory(target: Path, draft: Path, name: str = "draft memory", kv_toke
 
     is_cpu = choose_engine().is_cpu
     granularity = mmap.PAGESIZE if is_cpu else prediction.CUDA_GRANULARITY
-    found = prediction.predict(target, draft, kv_tokens or CPU_MAX_KV_TOKENS, is_cpu, granularity)
-    text = f"{human_bytes(found.freed_bytes)}: away, it makes room for {found.tokens} tokens of KV cache"
-    return Finding("models", name, "ok", f"{text} ({found.bytes_per_token} bytes each)")
+    weights, both = (
+        prediction.predict(target, draft, kv_tokens or CPU_MAX_KV_TOKENS, is_cpu, granularity, reclaims_kv)
+        for reclaims_kv in (False, True)
+    )
+    text = f"{human_bytes(weights.freed_bytes)}: away, it makes room for {weights.tokens} tokens of KV cache"
+    text += f" ({weights.bytes_per_token} bytes each)\nwith memory.reclaim: weights+kv {human_bytes(both.freed_bytes)}"
+    text += f", {both.tokens} tokens (its own KV: {both.draft_bytes_per_token} bytes each)"
+    return Finding("models", name, "ok", text)
 
 
 def _disk(folder: Path) -> Finding:

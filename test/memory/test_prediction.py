@@ -62,6 +62,21 @@ def test_what_is_the_drafts_own(
     assert found.freed_bytes // found.bytes_per_token - 100 <= found.tokens <= own // found.bytes_per_token + 40
 
 
+@pytest.mark.parametrize("is_cpu, granularity", [(True, 4096), (False, 2 << 20)])
+def test_its_own_kv_goes_too_where_that_is_wanted(tmp_path: Path, target: Path, is_cpu: bool, granularity: int) -> None:
+    """One layer of four heads of 16: keys and values in a buffer each, with a row of padding."""
+    config = {"num_attention_heads": 4, "hidden_size": 64, "num_hidden_layers": 1}
+    draft = checkpoint(tmp_path / "draft", "LlamaForCausalLMEagle3", torch.float16, **config)
+    weights = predict(target, draft, 40_000, is_cpu, granularity)
+    both = predict(target, draft, 40_000, is_cpu, granularity, reclaims_kv=True)
+    row = 4 * 16 * (4 if is_cpu else 2)
+    assert (weights.draft_bytes_per_token, both.draft_bytes_per_token) == (0, 2 * row)
+    assert both.freed_bytes - weights.freed_bytes == 2 * -(-40_001 * row // granularity) * granularity
+    assert both.bytes_per_token == weights.bytes_per_token
+    gained = (both.freed_bytes - weights.freed_bytes) / both.bytes_per_token
+    assert both.tokens - weights.tokens == pytest.approx(gained, abs=6 * granularity / both.bytes_per_token)
+
+
 def test_a_tied_head_is_the_embedding(tmp_path: Path, target: Path) -> None:
     """500 rows, packed as 512; an lm_head that the checkpoint has all the same is not loaded."""
     draft = checkpoint(tmp_path / "draft", "LlamaForCausalLM", torch.float16, tie_word_embeddings=True)

@@ -118,6 +118,9 @@ def test_a_draft_of_the_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     findings = doctor.diagnose(doctor.Pair(tmp_path / "target", tmp_path / "draft", 1000)).findings
     [found] = [finding for finding in findings if finding.name == "your draft"]
     assert found.state == "ok" and "tokens of KV cache" in found.text
+    # Two layers of two heads of four float32, or of half precision on a GPU.
+    assert "with memory.reclaim: weights+kv" in found.text
+    assert any(f"its own KV: {size} bytes each" in found.text for size in (128, 64))
 
     assert cli.main(["doctor", "--draft", str(tmp_path / "nowhere"), *given]) == 1
     assert "name two folders" in capsys.readouterr().out

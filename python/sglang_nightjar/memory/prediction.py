@@ -25,31 +25,43 @@ _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 @dataclass(frozen=True)
 class Prediction:
     """Attributes:
-    freed_bytes: the draft's own weights on the device.
+    freed_bytes: the draft's own weights on the device, and its KV cache if that goes too.
     bytes_per_token: of the target's KV cache.
-    tokens: by which the cache would grow.
+    draft_bytes_per_token: of the draft's.
+    tokens: by which the target's would grow.
     """
 
     freed_bytes: int
     bytes_per_token: int
+    draft_bytes_per_token: int
     tokens: int
 
 
-def predict(target: Path, draft: Path, base_tokens: int, is_cpu: bool, granularity: int) -> Prediction:
-    """For checkpoints in safetensors with Llama-like configs, on one device.
+def predict(
+    target: Path, draft: Path, base_tokens: int, is_cpu: bool, granularity: int, reclaims_kv: bool = False
+) -> Prediction:
+    """For checkpoints in safetensors with Llama-like configs, on one device; for caches of ``base_tokens`` each.
 
     On a CPU weights and cache are float32, on a GPU they are what the checkpoints have. Raises OSError, KeyError or
     ValueError for checkpoints that are none of these.
     """
     page = 4096 if is_cpu else granularity
     freed = -(-sum(_bytes_on_device(weight, is_cpu) for weight in _own_weights(draft)) // page) * page
-    config = json.loads((target / "config.json").read_text())
+    layout = _kv_layout(target, is_cpu, granularity)
+    own = _kv_layout(draft, is_cpu, granularity) if reclaims_kv else None
+    if own is not None:
+        freed += sum(own.committed_bytes(base_tokens))
+    tokens = tokens_gained(freed, base_tokens, layout)
+    return Prediction(freed, layout.bytes_per_token, own.bytes_per_token if own is not None else 0, tokens)
+
+
+def _kv_layout(model: Path, is_cpu: bool, granularity: int) -> KvLayout:
+    config = json.loads((model / "config.json").read_text())
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     wide = is_cpu or (config.get("dtype") or config.get("torch_dtype")) == "float32"
     row = heads * head_dim * (4 if wide else 2)
-    layout = KvLayout((row,) * (2 * config["num_hidden_layers"]), granularity)
-    return Prediction(freed, layout.bytes_per_token, tokens_gained(freed, base_tokens, layout))
+    return KvLayout((row,) * (2 * config["num_hidden_layers"]), granularity)
 
 
 @dataclass(frozen=True)
