@@ -35,6 +35,7 @@ class KvWorld:
         pool, tail: ours.
         live: requests that hold KV.
         reserve: tokens that each running request may take in the next iteration.
+        on_write: called with the slots of new rows, the text that they belong to, and the position of the first.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class KvWorld:
         from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
         from sglang.srt.mem_cache.radix_cache import RadixCache
 
-        kv = _pool(base_tokens)
+        kv = make_pool(base_tokens)
         self.pool = ElasticPool(kv, max_tokens, buffers)
         allocator = TokenToKVPoolAllocator(base_tokens, torch.float32, "cpu", kv, need_sort=False)
         table = ReqToTokenPool(ROWS, CONTEXT, "cpu", enable_memory_saver=False)
@@ -73,6 +74,7 @@ class KvWorld:
         capacity.put(self.scheduler, base_tokens)
         self.tail = PoolTail(self.scheduler, self.pool)
         self.tail._slots_ahead = lambda: self.reserve
+        self.on_write: Callable[[torch.Tensor, list[int], int], None] = lambda slots, tokens, first: None
         self._serial = 0
 
     @property
@@ -201,7 +203,7 @@ class KvWorld:
         assert allocator.available_size() + cached + own == total
         # Every slot has one owner: free, withheld, the cache, or a request's part that is not in the cache.
         owners = [allocator.free_pages, allocator.release_pages, self.tail._withheld]
-        for path, value in self._cached():
+        for path, value in self.cached():
             owners.append(value)
             self._check_rows(value, path, len(path) - len(value))
         for req in self.holding:
@@ -214,7 +216,8 @@ class KvWorld:
         used = torch.cat([owner for owner in owners if owner is not self.tail._withheld])
         assert int(used.max()) <= self.pool.committed_tokens
 
-    def _cached(self):
+    def cached(self):
+        """The nodes of the radix cache: the tokens up to the end of each, and its slots."""
         root = getattr(self.scheduler.tree_cache, "root_node", None)
         waiting = [(child, []) for child in root.children.values()] if root is not None else []
         while waiting:
@@ -233,6 +236,7 @@ class KvWorld:
         for number, buffer in enumerate((*self.pool.pool.k_buffer, *self.pool.pool.v_buffer)):
             for i, slot in enumerate(slots.tolist()):
                 buffer[slot] = contents(tokens, first + i, number)
+        self.on_write(slots, tokens, first)
 
     def _request(self, tokens: list[int], prefix: torch.Tensor, node: Any) -> Any:
         self._serial += 1
@@ -301,7 +305,7 @@ def _array(tokens: list[int]) -> Any:
     return array("q", tokens)
 
 
-def _pool(base_tokens: int) -> Any:
+def make_pool(base_tokens: int) -> Any:
     """The fields of SGLang's MHATokenToKVPool that an elastic pool fills or reads."""
     made = SimpleNamespace(
         size=base_tokens, page_size=1, device="cpu", layer_num=LAYERS, store_dtype=torch.float32, k_buffer=None

@@ -2,7 +2,7 @@
 
 SGLang's pool (mem_cache/memory_pool.py, MHATokenToKVPool) holds one tensor for the keys and one for the values of each
 layer, ``[tokens + page, heads, head_dim]``. Here each lies in a buffer of its own that is longer than what SGLang asked
-for. The draft's own cache is as it was: slots of the added tail exist only while nothing is drafted.
+for. The draft's own cache has no added tail: those slots exist only while nothing is drafted.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -90,6 +90,22 @@ class ElasticPool:
             if done >= PIECE_BYTES:
                 done = 0
                 yield
+
+    def vacate(self) -> Generator[None, None, None]:
+        """Give all of it back, the padding too, a bounded piece per step. Nothing may use it any more."""
+        self.committed_tokens = 0
+        in_pieces = self._buffers[0].device.type == "cpu"
+        if not in_pieces:
+            torch.cuda.synchronize(self._buffers[0].device)
+        done = 0
+        for buffer in self._buffers:
+            while before := buffer.committed:
+                # On a GPU what was backed in one go can only be given back whole.
+                buffer.release(max(0, before - (PIECE_BYTES - done)) if in_pieces else 0)
+                done += before - buffer.committed
+                if done >= PIECE_BYTES:
+                    done = 0
+                    yield
 
     def move(self, old: torch.Tensor, new: torch.Tensor) -> None:
         """Copy the rows of slots ``old`` to slots ``new``, both int64; no slot may be in both."""
