@@ -70,6 +70,19 @@ def test_stale_spans_moved_slots_and_slots_written_again() -> None:
     assert made.stale_runs([torch.tensor([7])]) == [[]]
 
 
+def test_after_a_loss_nothing_is_there_until_it_is_written_again() -> None:
+    made = coverage()
+    made.start(1, 0, 0, [(0, 2)])
+    made.start(2, 4, 3, [])
+    made.lost({1: 5})
+    assert made.lags(np.array([1, 2])) == (5, 5)
+    assert made.stale_runs([torch.tensor([1, 63])]) == [[(0, 2)]]
+    made.wrote(torch.tensor([11]))
+    assert made.uncertain[1]
+    made.recount(1, torch.tensor([10, 11, 12, 13, 14, 15]))
+    assert made.missing(1, 6) == [(0, 1), (2, 6)]
+
+
 def test_a_stale_prefix_counts_from_the_prompt_on() -> None:
     """Policies see the lag before anything of it is made good."""
     made = coverage()

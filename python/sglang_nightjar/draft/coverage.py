@@ -5,7 +5,7 @@ request, a node of the radix cache, a retracted request that finds its prompt ag
 has to follow SGLang's bookkeeping. Counters per request save looking the slots up in every iteration.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,20 @@ class Coverage:
         """The target wrote ``slots`` and the draft did not."""
         self.used = True
         self.stale[slots] = True
+
+    def lost(self, lengths: Mapping[int, int]) -> None:
+        """The draft's cache was given back, so nothing is in it any more.
+
+        ``lengths`` are positions of the requests at hand, by row: how far each is behind until it is looked up.
+        """
+        self.used = True
+        self.stale.fill_(True)
+        self.holes.clear()
+        self.lag[:] = 0
+        for row, length in lengths.items():
+            self.lag[row] = length
+        # Under overlap a request is longer than the host knows.
+        self.uncertain[:] = True
 
     def moved(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Slots ``source`` now live in ``target``; the two have no slot in common."""
