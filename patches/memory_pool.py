@@ -1,6 +1,7 @@
 """mem_cache/memory_pool.py, SGLang 0.5.17: the target's KV cache on elastic buffers (draft/elastic_pool.py).
 
-Only where the draft's memory can be given back; every other pool, the draft's own included, is SGLang's.
+Only where the draft's memory can be given back; the draft's own pool too if it is part of that (``memory.reclaim:
+weights+kv``). Every other pool is SGLang's.
 """
 
 from collections.abc import Callable

@@ -25,9 +25,7 @@ SEAMS = (
     Seam(f"{_CLASS}.init_memory_pools", (), "hook", "to move the draft's weights before graphs are captured"),
     Seam(f"{_CLASS}.init_request_dispatcher", (), "hook", "to start once the scheduler is complete"),
     Seam(f"{_CLASS}.get_next_batch_to_run", ("running_batch", "last_batch"), "hook", "between two iterations"),
-    Seam(
-        f"{_CLASS}.init_req_max_new_tokens", ("req",), "hook", "or some are let in that are too long after a shrink"
-    ),
+    Seam(f"{_CLASS}.init_req_max_new_tokens", ("req",), "hook", "or some are let in that are too long after a shrink"),
     Seam(f"{_CLASS}.flush_cache", None, "hook", "it makes all slots free, withheld ones too"),
 )
 
@@ -41,7 +39,7 @@ def make_elastic(original: Callable[[Any], None], scheduler: Any) -> None:
     if residency.why_not:
         original(scheduler)
         return
-    with elastic_memory.reserving(scheduler):
+    with elastic_memory.reserving(scheduler, given.reclaim_kv):
         original(scheduler)
 
 

@@ -61,6 +61,15 @@ def test_policy_off_is_plain_sglang(tmp_path: Path) -> None:
         assert defaults.for_steering(found, arguments()) == {}
 
 
+@pytest.mark.parametrize("reclaim", ["weights", "weights+kv"])
+def test_what_the_draft_gives_back_is_the_configs_to_say(tmp_path: Path, reclaim: str) -> None:
+    assert not settings.load({}).reclaim_kv
+    file = tmp_path / "config.yaml"
+    file.write_text(f"memory: {{reclaim: {reclaim}}}\n")
+    found = settings.load({"NIGHTJAR_CONFIG": str(file)})
+    assert found.offload and found.reclaim_kv == (reclaim == "weights+kv")
+
+
 def test_with_policy_off_no_agent_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     from sglang_nightjar.agent import scheduler_agent
     from sglang_nightjar.patches import scheduler

@@ -1,8 +1,8 @@
 """The whole cycle of a draft's memory on SGLang's own cache classes, with requests, plans and failures at random.
 
 After every step: free and used add up to the capacity in each of SGLang's copies of it, no slot has two owners, every
-row holds what its owner wrote, the draft's weights are what they were whenever it may run, and no memory is used that
-is not there.
+row holds what its owner wrote, the draft's weights are what they were whenever it may run, what of its cache is not
+noted as stale is right, and no memory is used that is not there.
 """
 
 import threading
@@ -11,14 +11,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.kv_world import KvWorld
+from helpers.kv_world import ROWS, KvWorld, contents, make_pool
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sglang_nightjar.core.messages import Residency
 from sglang_nightjar.core.residency import LONGEST_PAUSE_TICKS, Wish
-from sglang_nightjar.draft import residency
+from sglang_nightjar.draft import elastic_pool, residency
+from sglang_nightjar.draft.coverage import Coverage
+from sglang_nightjar.draft.draft_kv import DraftKv
 from sglang_nightjar.draft.residency import DraftResidency
 from sglang_nightjar.draft.step_times import STEPS, StepTimes
 from sglang_nightjar.draft.weights import DraftWeights
@@ -75,10 +77,59 @@ class FlakyWeights(DraftWeights):
         super()._fetch(start, end)
 
 
-class Parts:
-    """A world, weights and a driver over buffers that fail when told to."""
+class DraftCache:
+    """The draft's KV of a world, and what is noted of it: written with the target's while the draft may run."""
 
-    def __init__(self, radix: bool = True, retract: bool = False, agree=lambda code: code, ranks: int = 1):
+    #: Its rows are none of the target's.
+    FIRST = 10
+
+    def __init__(self, world: KvWorld, buffers):
+        self.kv = DraftKv(make_pool(world.pool.base_tokens), buffers)
+        self.coverage = Coverage(world.pool.max_tokens + 1, ROWS, "cpu")
+        self.may_run = lambda: True
+        self._world = world
+        world.on_write = self.wrote
+        world.tail.on_move.append(self.coverage.moved)
+
+    def wrote(self, slots: torch.Tensor, tokens: list[int], first: int) -> None:
+        if not self.may_run():
+            self.coverage.skipped(slots)
+            return
+        for number, buffer in enumerate(self._buffers()):
+            for i, slot in enumerate(slots.tolist()):
+                buffer[slot] = contents(tokens, first + i, self.FIRST + number)
+        self.coverage.wrote(slots)
+
+    def catch_up(self, req) -> None:
+        line = self._world.scheduler.req_to_token_pool.req_to_token[req.req_pool_idx]
+        self.wrote(line[: len(req.tokens)].long(), req.tokens, 0)
+
+    def lost(self, requests) -> None:
+        self.coverage.lost({req.req_pool_idx: req.kv_committed_len for req in requests})
+
+    def check(self) -> int:
+        """What is not stale is right, whoever holds it; how many rows that are."""
+        table, fresh = self._world.scheduler.req_to_token_pool.req_to_token, 0
+        held = [(path, value, len(path) - len(value)) for path, value in self._world.cached()]
+        held += [(req.tokens, table[req.req_pool_idx, : len(req.tokens)].long(), 0) for req in self._world.holding]
+        for tokens, slots, first in held:
+            at = [i for i, stale in enumerate(self.coverage.stale[slots].tolist()) if not stale]
+            fresh += len(at)
+            for number, buffer in enumerate(self._buffers()):
+                expected = [contents(tokens, first + i, self.FIRST + number) for i in at]
+                assert buffer[slots[at], -1, -1].tolist() == expected
+        return fresh
+
+    def _buffers(self):
+        return (*self.kv.pool.k_buffer, *self.kv.pool.v_buffer)
+
+
+class Parts:
+    """A world, weights and a driver over buffers that fail when told to; if wanted, the draft's KV goes too."""
+
+    def __init__(
+        self, radix: bool = True, retract: bool = False, agree=lambda code: code, ranks: int = 1, kv: bool = False
+    ):
         self.faults = Faults()
         self.world = KvWorld(radix=radix, buffers=flaky(self.faults))
         torch.manual_seed(0)
@@ -93,10 +144,24 @@ class Parts:
         self.world.tail._pages_per_step = 3
         self.world.tail.on_move.append(self.moved)
         self.fences = 0
+        self.cache = DraftCache(self.world, flaky(self.faults)) if kv else None
         self.driver = DraftResidency(
             self.weights, self.world.pool, self.world.tail, lambda: self.wish, lambda: self.idle, self.fence, agree,
-            retract, ranks,
+            retract, ranks, self.cache.kv if self.cache is not None else None,
         )  # fmt: skip
+        if self.cache is not None:
+            self.cache.may_run = lambda: self.driver.machine.has_weights
+            self.driver.on_loss = self.cache.lost
+
+    @property
+    def draft_bytes(self) -> int:
+        return self.weights.device_bytes + (self.cache.kv.device_bytes if self.cache is not None else 0)
+
+    def close(self) -> None:
+        self.weights._buffer.close()
+        self.world.pool.close()
+        if self.cache is not None:
+            self.cache.kv.close()
 
     def fence(self) -> None:
         self.fences += 1
@@ -119,15 +184,20 @@ class Parts:
         if self.driver.machine.has_weights:
             for name, parameter in self.model.named_parameters():
                 assert torch.equal(parameter, self.original[name]), name
+            if self.cache is not None:
+                assert self.driver.is_all_there
+                self.cache.check()
 
 
-def test_memory_changes_hands_and_back() -> None:
-    parts = Parts()
+@pytest.mark.parametrize("kv", [False, True])
+def test_memory_changes_hands_and_back(kv: bool) -> None:
+    parts = Parts(kv=kv)
     world, driver = parts.world, parts.driver
-    base, held = world.pool.base_tokens, parts.weights.nbytes
-    before = world.pool.committed_bytes + parts.weights.device_bytes
+    base, held = world.pool.base_tokens, parts.draft_bytes
+    assert held == driver.freed_bytes == parts.weights.nbytes + (4 * 2 * PAGE if kv else 0)
+    before = world.pool.committed_bytes + held
     parts.go(AWAY, Residency.OFFLOADED)
-    assert parts.weights.device_bytes == 0
+    assert parts.draft_bytes == 0
     assert driver.extra_tokens > 0
     assert world.scheduler.max_total_num_tokens == base + driver.extra_tokens
     assert before - held < world.pool.committed_bytes <= before
@@ -139,8 +209,41 @@ def test_memory_changes_hands_and_back() -> None:
     parts.go(HERE, Residency.RESIDENT)
     assert world.tail.moved_tokens > 0
     assert world.scheduler.max_total_num_tokens == base
-    assert world.pool.committed_bytes + parts.weights.device_bytes == before
+    assert world.pool.committed_bytes + parts.draft_bytes == before
     assert parts.fences > 0
+
+
+def test_what_the_drafts_cache_held_is_stale_after_its_return() -> None:
+    """Of requests that run, of the cache, and of one that came meanwhile; what is written again is not."""
+    parts = Parts(kv=True)
+    world, cache = parts.world, parts.cache
+    running, ended = world.admit([1] * 20), world.admit([2] * 20)
+    world.finish(ended)
+    assert cache.check() == 60, "of the first one twice: its own, and in the radix cache"
+    parts.go(AWAY, Residency.OFFLOADED)
+    world.admit([3] * 10)
+    world.grow(running, 5)
+    assert cache.coverage.lag[running.req_pool_idx] == 20
+    parts.go(HERE, Residency.RESIDENT)
+    assert cache.check() == 0
+    world.admit([4] * 10)
+    assert cache.check() == 20
+    cache.catch_up(running)
+    assert cache.check() == 20 + 21 + 20
+    parts.check()
+
+
+def test_no_iteration_waits_for_all_of_the_drafts_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic_pool, "PIECE_BYTES", 2 * PAGE)
+    parts = Parts(kv=True)
+    parts.wish, seen = AWAY, [parts.draft_bytes]
+    while parts.draft_bytes:
+        parts.driver.step()
+        parts.check()
+        seen.append(parts.draft_bytes)
+    assert max(a - b for a, b in zip(seen, seen[1:], strict=False)) <= 2 * PAGE
+    parts.go(AWAY, Residency.OFFLOADED)
+    parts.go(HERE, Residency.RESIDENT)
 
 
 def test_it_waits_for_room_and_drops_nobody() -> None:
@@ -338,8 +441,9 @@ def test_a_flush_in_the_middle_of_a_shrink() -> None:
 
 @pytest.mark.parametrize("fault, wish", [("commit", AWAY), ("release", AWAY), ("commit", HERE), ("release", HERE)])
 @pytest.mark.parametrize("when", range(6))
-def test_each_refusal_leads_to_a_state_that_serves(fault: str, wish: Wish, when: int) -> None:
-    parts = Parts()
+@pytest.mark.parametrize("kv", [False, True])
+def test_each_refusal_leads_to_a_state_that_serves(fault: str, wish: Wish, when: int, kv: bool) -> None:
+    parts = Parts(kv=kv)
     world = parts.world
     kept = world.admit([1, 2, 3] * 10)
     if wish is HERE:
@@ -375,10 +479,10 @@ def test_a_failure_on_another_rank_is_a_failure_here() -> None:
 class Ranks:
     """Two drivers in step, each on a thread of its own, as two ranks of a TP group are."""
 
-    def __init__(self) -> None:
+    def __init__(self, kv: bool = False) -> None:
         self._codes = [0, 0]
         self._meeting = threading.Barrier(2, timeout=20)
-        self.parts = [Parts(agree=lambda code, rank=rank: self._agree(rank, code), ranks=2) for rank in (0, 1)]
+        self.parts = [Parts(agree=lambda code, rank=rank: self._agree(rank, code), ranks=2, kv=kv) for rank in (0, 1)]
 
     def _agree(self, rank: int, code: int) -> int:
         self._codes[rank] = code
@@ -400,6 +504,9 @@ class Ranks:
         )
         assert states[0] is states[1]
         assert capacities[0] == capacities[1]
+        if self.parts[0].cache is not None:
+            # It decides about shapes.
+            assert torch.equal(*(parts.cache.coverage.stale for parts in self.parts))
 
     def go(self, wish: Wish, state: Residency) -> None:
         for _ in range(400):
@@ -411,9 +518,10 @@ class Ranks:
 
 @pytest.mark.parametrize("fault", ["commit", "release"])
 @pytest.mark.parametrize("when", range(5))
-def test_ranks_whose_work_takes_unlike_time_stay_alike_when_one_fails(fault: str, when: int) -> None:
+@pytest.mark.parametrize("kv", [False, True])
+def test_ranks_whose_work_takes_unlike_time_stay_alike_when_one_fails(fault: str, when: int, kv: bool) -> None:
     """What is handed out on one rank was backed by memory on all, however many pieces each of them needs."""
-    ranks = Ranks()
+    ranks = Ranks(kv)
     slow = ranks.parts[1]
     slow.weights._piece = PAGE
     setattr(slow.faults, fault, when)
@@ -482,9 +590,9 @@ def test_what_a_request_may_ask_for_fits_after_a_shrink(monkeypatch: pytest.Monk
 class Cycle(RuleBasedStateMachine):
     """Requests, plans and failures in any order."""
 
-    @initialize(radix=st.booleans(), retract=st.booleans())
-    def start(self, radix: bool, retract: bool) -> None:
-        self.parts = Parts(radix, retract)
+    @initialize(radix=st.booleans(), retract=st.booleans(), kv=st.booleans())
+    def start(self, radix: bool, retract: bool, kv: bool) -> None:
+        self.parts = Parts(radix, retract, kv=kv)
         self.world = self.parts.world
 
     @rule(stem=st.integers(1, 3), depth=st.integers(1, 30), tail=st.lists(st.integers(4, 6), min_size=1, max_size=8))
@@ -532,6 +640,11 @@ class Cycle(RuleBasedStateMachine):
             self.parts.driver.step()
             self.parts.check()
 
+    @precondition(lambda self: self.world.running and self.parts.cache and self.parts.driver.machine.has_weights)
+    @rule(data=st.data())
+    def catch_up(self, data: st.DataObject) -> None:
+        self.parts.cache.catch_up(data.draw(st.sampled_from(self.world.running)))
+
     @rule(fault=st.sampled_from(["commit", "release", "copy", "move"]), when=st.integers(0, 5))
     def break_something(self, fault: str, when: int) -> None:
         setattr(self.parts.faults, fault, when)
@@ -560,9 +673,8 @@ class Cycle(RuleBasedStateMachine):
             self.world.finish(req)
         parts.go(HERE, Residency.RESIDENT, 4 * LONGEST_PAUSE_TICKS)
         assert self.world.scheduler.max_total_num_tokens == self.world.pool.base_tokens
-        assert parts.weights.device_bytes == parts.weights.nbytes
-        parts.weights._buffer.close()
-        self.world.pool.close()
+        assert parts.draft_bytes == parts.driver.freed_bytes
+        parts.close()
 
 
 TestCycle = Cycle.TestCase

@@ -50,6 +50,11 @@ def test_off_is_a_name_and_no_boolean():
         ("gamma: {candidates: []}", r"gamma: candidates: \[\] must have at least one"),
         ("gamma: {candidates: [65]}", r"gamma.candidates\[0\]: 65 must be an integer from 0 to 64"),
         ("link: {stale_after: soon}", "link.stale_after: 'soon' must be a number"),
+        ("memory: {reclaim: kv}", "memory.reclaim: 'kv' must be one of weights, weights.kv"),
+        (
+            "memory: {mode: keep, reclaim: weights+kv}",
+            "memory: reclaim: weights.kv gives memory back, which mode: keep",
+        ),
         ("log: {files: 0}", "log.files: 0 must be an integer from 1 to 1000"),
         ("shadow: [{}, {}, {}, {}, {}, {}, {}, {}, {}]", "at most 8"),
         ("a" * 20 + ": &a [*a]", "there is no such setting|no YAML"),
@@ -76,6 +81,10 @@ def test_what_cannot_change_live():
     old = parse(FULL)
     assert not_live(old, dataclasses.replace(old, policy=Config().policy, log=Config().log, shadow=())) == []
     link = dataclasses.replace(old.link, endpoint="ipc:///elsewhere", fallback=None, keys="/k")
+    memory = dataclasses.replace(old.memory, reclaim="weights+kv")
+    assert not_live(old, dataclasses.replace(old, memory=memory)) == [
+        "memory.reclaim is read when a server starts; restart it to apply it"
+    ]
     said = " ".join(not_live(old, dataclasses.replace(old, link=link)))
     assert "link.endpoint" in said and "link.fallback" in said and "link.keys" in said
 

@@ -28,6 +28,7 @@ class Settings:
         stale_after_s: seconds without a sign of life after which a new connection is no good; plans say it themselves.
         journal_bytes: what the target's hidden states may take that are kept for the draft at γ=0.
         offload: the draft's memory may become KV cache while it is away.
+        reclaim_kv: its own KV cache goes too, and is lost then.
         retract: requests may be retracted to make room for its return.
     """
 
@@ -39,6 +40,7 @@ class Settings:
     stale_after_s: float = 1.0
     journal_bytes: int = 256 * 2**20
     offload: bool = True
+    reclaim_kv: bool = False
     retract: bool = False
 
 
@@ -56,5 +58,6 @@ def load(environment: Mapping[str, str] = os.environ) -> Settings:
         stale_after_s=link.stale_after,
         journal_bytes=file.memory.journal_mb * 2**20,
         offload=file.memory.mode == "offload",
+        reclaim_kv=file.memory.reclaim == "weights+kv",
         retract=file.memory.retract,
     )

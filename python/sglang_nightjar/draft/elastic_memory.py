@@ -1,4 +1,4 @@
-"""Sets a scheduler's memory up: the target's KV cache on elastic buffers, then the draft's weights in one.
+"""Sets a scheduler's memory up: the target's KV cache on elastic buffers, the draft's if wanted, its weights in one.
 
 SGLang loads both models, makes the target's cache, then the draft's, shares weights, and captures CUDA graphs. The
 cache must be elastic when it is made, and the weights must have moved before graphs are captured.
@@ -15,6 +15,7 @@ from sglang_nightjar.core.capacity import human_bytes
 from sglang_nightjar.core.residency import Wish
 from sglang_nightjar.cpu import kernels
 from sglang_nightjar.draft import agreement, fence, residency, upkeep
+from sglang_nightjar.draft.draft_kv import DraftKv
 from sglang_nightjar.draft.elastic_pool import ElasticPool
 from sglang_nightjar.draft.pool_tail import PoolTail
 from sglang_nightjar.draft.weights import DraftWeights
@@ -45,7 +46,10 @@ SEAMS = (
 _ADDRESSES_PER_BYTE = 2 + 1
 
 _reserving: Any = None
+_reclaims_kv = False
+_draft_kv_is_next = False
 _pool: ElasticPool | None = None
+_draft_kv: DraftKv | None = None
 _weights: DraftWeights | None = None
 
 
@@ -72,37 +76,47 @@ def obstacle(scheduler: Any) -> str:
 
 
 @contextmanager
-def reserving(scheduler: Any) -> Iterator[None]:
-    """While the target's KV cache is made: make it elastic, with addresses for all that the draft may free."""
-    global _reserving
-    _reserving = scheduler
+def reserving(scheduler: Any, reclaims_kv: bool) -> Iterator[None]:
+    """While the target's KV cache is made: make it elastic, with addresses for all that the draft may free.
+
+    With ``reclaims_kv`` the draft's own cache, which SGLang makes next, will be elastic too.
+    """
+    global _reserving, _reclaims_kv, _draft_kv_is_next
+    _reserving, _reclaims_kv = scheduler, reclaims_kv
     try:
         yield
     finally:
         _reserving = None
+    _draft_kv_is_next = reclaims_kv and _pool is not None
 
 
 def make_pool(pool: Any) -> bool:
     """Make the buffers of ``pool``; False if they are to be SGLang's own."""
-    global _pool
+    global _pool, _draft_kv, _draft_kv_is_next
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
-    if _reserving is None or type(pool) is not MHATokenToKVPool:
+    if (_reserving is None and not _draft_kv_is_next) or type(pool) is not MHATokenToKVPool:
         return False
     if pool.kv_cache_layout != "nhd" or pool.enable_custom_mem_pool:
         return False
+    if _reserving is None:
+        _draft_kv, _draft_kv_is_next = DraftKv(pool), False
+        return True
     draft = _reserving.draft_worker.draft_worker.draft_runner.model
     draft_bytes = sum(parameter.nbytes for parameter in draft.parameters())
     k_shape, v_shape = pool._kv_buffer_shapes()
     row_values = k_shape[1] * k_shape[2] + v_shape[1] * v_shape[2]
     row_bytes = pool.layer_num * row_values * pool.store_dtype.itemsize
-    _pool = ElasticPool(pool, pool.size + _ADDRESSES_PER_BYTE * draft_bytes // row_bytes)
+    # A draft's KV takes no more than its target's.
+    rows = pool.size * (2 if _reclaims_kv else 1) + _ADDRESSES_PER_BYTE * draft_bytes // row_bytes
+    _pool = ElasticPool(pool, rows)
     return True
 
 
 def move_weights(scheduler: Any) -> None:
     """After both caches were made and weights are shared: move the draft's own."""
-    global _weights
+    global _weights, _draft_kv_is_next
+    _draft_kv_is_next = False
     if _pool is None:
         return
     target = scheduler.tp_worker.model_runner.model
@@ -110,6 +124,13 @@ def move_weights(scheduler: Any) -> None:
         _weights = DraftWeights(scheduler.draft_worker.draft_worker.draft_runner.model, target)
     except ValueError as error:
         residency.why_not = str(error)
+
+
+def _kv_to_give_back(scheduler: Any) -> DraftKv | None:
+    """The draft's KV cache if it can be given back, and somebody notes that everything in it is stale then."""
+    made_for = scheduler.draft_worker.draft_worker.draft_runner.token_to_kv_pool
+    is_its_own = _draft_kv is not None and _draft_kv.pool is made_for
+    return _draft_kv if is_its_own and upkeep.current is not None else None
 
 
 def start(scheduler: Any, selector: Any, retract: bool) -> None:
@@ -146,8 +167,14 @@ def start(scheduler: Any, selector: Any, retract: bool) -> None:
         agreement.of(scheduler),
         retract,
         scheduler.ps.tp_size,
+        kv := _kv_to_give_back(scheduler),
     )
+    if _reclaims_kv and kv is None:
+        driver.kv_stays = "it is not plain" if _draft_kv is None else "nobody would make good what is lost"
+        logger.warning("Nightjar: memory.reclaim is weights+kv, but the draft's KV cache stays: %s", driver.kv_stays)
     if (keeper := upkeep.current) is not None:
+        keeper.keeps_all = kv is not None
+        driver.on_loss = keeper.lost
         tail.on_move += [keeper.coverage.moved, keeper.inputs.moved]
         driver.lag = keeper.lag
         driver.on_change = lambda has_weights: setattr(keeper, "available", has_weights)
@@ -158,7 +185,7 @@ def start(scheduler: Any, selector: Any, retract: bool) -> None:
     residency.current, residency.why_not = driver, ""
     logger.info(
         "Nightjar: without the draft, %s are free for %d tokens of KV cache beside %d",
-        human_bytes(_weights.nbytes),
+        human_bytes(driver.freed_bytes),
         driver.extra_tokens,
         _pool.base_tokens,
     )

@@ -162,7 +162,7 @@ class PoolTail:
 
     def _reserve(self) -> int:
         """Tokens that the requests in work may take in the next iteration, at most."""
-        return len(self._in_work()) * (self._slots_ahead() + self._size - 1)
+        return len(self.in_work()) * (self._slots_ahead() + self._size - 1)
 
     def _rest_of_prompt(self) -> int:
         """Tokens of the prompt that is being computed in chunks which have no slots yet."""
@@ -174,10 +174,10 @@ class PoolTail:
 
     def _expected(self) -> int:
         """Tokens that requests in work will still write, by SGLang's own estimate when it admits others."""
-        left = sum(max(0, req.sampling_params.max_new_tokens - len(req.output_ids)) for req in self._in_work())
+        left = sum(max(0, req.sampling_params.max_new_tokens - len(req.output_ids)) for req in self.in_work())
         return int(left * self._scheduler.new_token_ratio_tracker.current)
 
-    def _in_work(self) -> list[Any]:
+    def in_work(self) -> list[Any]:
         """Requests that run or soon will: those just prefilled and the one in chunks are among them."""
         return [req for req in self._requests(waiting=False) if not req.finished()]
 

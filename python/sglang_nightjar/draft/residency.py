@@ -5,13 +5,14 @@ SGLang broadcast, and whether a piece of work is done or has failed is agreed on
 """
 
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from sglang_nightjar.core.messages import Residency
 from sglang_nightjar.core.residency import Event, ResidencyMachine, Wish
 from sglang_nightjar.draft import upkeep
 from sglang_nightjar.draft.agreement import Agree
+from sglang_nightjar.draft.draft_kv import DraftKv
 from sglang_nightjar.draft.elastic_pool import ElasticPool
 from sglang_nightjar.draft.fence import Fence
 from sglang_nightjar.draft.pool_tail import PoolTail
@@ -33,12 +34,14 @@ class DraftResidency:
     """Attributes:
     machine: where the draft is.
     weights: the draft's own.
-    pool, tail: the KV cache that grows into their place.
+    kv: the draft's own KV cache, if that goes too; and ``kv_stays``, why it does not although it should.
+    pool, tail: the target's KV cache, which grows into their place.
     lag: tokens that the draft's KV is behind: of the worst request, of all. Whoever makes that good watches `machine`.
-    extra_tokens: tokens that offloading adds, as predicted from the shapes.
+    freed_bytes, extra_tokens: what offloading frees, and the tokens that this adds, as predicted from the shapes.
     times: how long the steps took.
     refused_growths: offloads after which the cache could not grow.
     on_return: called when the draft's weights are back.
+    on_loss: called with the requests in work when `kv` is about to lose what is in it.
     on_change: called at every transition, before its work, with whether the draft can run.
     """
 
@@ -53,15 +56,19 @@ class DraftResidency:
         agree: Agree = lambda code: code,
         retract: bool = False,
         ranks: int = 1,
+        kv: DraftKv | None = None,
     ):
         """``agree`` returns the least of what all ``ranks`` of the TP group pass to it."""
         self.machine = ResidencyMachine()
         self.weights, self.pool, self.tail = weights, pool, tail
         self.lag: Callable[[], tuple[int, int]] = lambda: (0, 0)
-        self.extra_tokens = pool.tokens_gained(weights.nbytes)
+        self.kv, self.kv_stays = kv, ""
+        self.freed_bytes = weights.nbytes + (kv.nbytes if kv is not None else 0)
+        self.extra_tokens = pool.tokens_gained(self.freed_bytes)
         self.refused_growths = 0
         self.times = StepTimes()
         self.on_return: Callable[[], None] = lambda: None
+        self.on_loss: Callable[[Iterable[Any]], None] = lambda requests: None
         self._wish, self._idle, self._fence, self._agree = wish, idle, fence, agree
         self._retract, self._ranks = retract, ranks
         self.on_change: Callable[[bool], None] = lambda has_weights: None
@@ -69,6 +76,11 @@ class DraftResidency:
         self._step = ""
         self._then: Callable[[], None] = lambda: None
         self._is_done = False
+
+    @property
+    def is_all_there(self) -> bool:
+        """The draft has its weights, and memory for its KV."""
+        return self.weights.on_device and (self.kv is None or self.kv.on_device)
 
     def step(self, last_batch: Any = None) -> None:
         """In front of each iteration, on every rank; ``last_batch`` is what SGLang will merge into the running one."""
@@ -144,14 +156,14 @@ class DraftResidency:
         logger.warning("Nightjar: %s failed: %s", failed.name, error)
         if failed is Residency.OFFLOADING and not self.weights.on_device:
             # The draft is away; what failed is giving its memory back, or the growth. On all ranks there is none.
-            self._give_back_quietly(self.weights.release())
+            self._give_draft_back_quietly()
             self._give_back_quietly(self.pool.shrink(self.pool.base_tokens))
             self.refused_growths += 1
             self._go(Event.RELEASED, error)
             return
         self._go(Event.FAILED, error)
         if self.machine.state is Residency.OFFLOADED:
-            self._give_back_quietly(self.weights.release())
+            self._give_draft_back_quietly()
             self._regrow_now()
 
     def _go(self, event: Event, reason: str) -> None:
@@ -166,9 +178,14 @@ class DraftResidency:
 
     def _offload(self) -> _Work:
         self._fence()
+        if self.kv is not None:
+            # In front of the same iteration on all ranks, because what is stale decides about shapes.
+            self.on_loss(self.tail.in_work())
         # No rank may release anything before all are here. What is launched from now on does not read the weights.
         yield
         yield from self.weights.release()
+        if self.kv is not None:
+            yield from self.kv.release()
 
     def _released(self) -> None:
         self._start("grow", self.pool.grow(self.pool.base_tokens + self.extra_tokens), self._grown)
@@ -198,7 +215,13 @@ class DraftResidency:
 
     def _shrunk(self) -> None:
         self._go(Event.SHRUNK, "done")
-        self._start("load", self.weights.load(), self._loaded)
+        self._start("load", self._load(), self._loaded)
+
+    def _load(self) -> _Work:
+        # The tail was given back: only now is there no slot in use for which the draft's KV has no row.
+        if self.kv is not None:
+            yield from self.kv.load()
+        yield from self.weights.load()
 
     def _loaded(self) -> None:
         self._go(Event.LOADED, "done")
@@ -228,6 +251,11 @@ class DraftResidency:
             self.refused_growths += 1
             self._give_back_quietly(self.pool.shrink(self.pool.base_tokens))
 
+    def _give_draft_back_quietly(self) -> None:
+        self._give_back_quietly(self.weights.release())
+        if self.kv is not None:
+            self._give_back_quietly(self.kv.release())
+
     @staticmethod
     def _give_back_quietly(work: Iterator[None]) -> None:
         """Releasing may fail; then the memory is not given back, which costs memory and nothing else."""
@@ -242,7 +270,7 @@ def abandon(why: str) -> None:
     """After a fault of ours: the draft stays where it is, and works if all of it is there."""
     global current, why_not
     if current is not None:
-        current.on_change(current.weights.on_device)
+        current.on_change(current.is_all_there)
     current, why_not = None, why
 
 

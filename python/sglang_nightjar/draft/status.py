@@ -22,7 +22,15 @@ def memory(scheduler: Any, draft_bytes: int) -> dict[str, Any]:
         return {
             "residency": "RESIDENT",
             "kv": {"capacity": tokens, "base": tokens, "extra": 0, "gain": 0},
-            "draft": {"device_bytes": draft_bytes, "host_bytes": 0, "stays": residency.why_not, "steps": {}, **kept_up},
+            "draft": {
+                "device_bytes": draft_bytes,
+                "host_bytes": 0,
+                "reclaim": "nothing",
+                "freed_bytes": 0,
+                "stays": residency.why_not,
+                "steps": {},
+                **kept_up,
+            },
             "counters": {"offloads": 0, "reloads": 0, "residency_failures": 0, "refused_growths": 0, "moved_tokens": 0},
         }
     machine, base = driver.machine, driver.pool.base_tokens
@@ -32,6 +40,10 @@ def memory(scheduler: Any, draft_bytes: int) -> dict[str, Any]:
         "draft": {
             "device_bytes": driver.weights.device_bytes,
             "host_bytes": driver.weights.nbytes,
+            "reclaim": "weights" if driver.kv is None else "weights+kv",
+            "freed_bytes": driver.freed_bytes,
+            "kv_device_bytes": driver.kv.device_bytes if driver.kv is not None else None,
+            "kv_stays": driver.kv_stays,
             "stays": "",
             "why": machine.reason,
             "steps": driver.times.table(),

@@ -7,7 +7,7 @@ the batch are caught up first.
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,7 @@ class Upkeep:
         failures: catch-ups that raised; each is a bug of ours.
         available: whether the draft can run now; False while it is parked for long, or away. The state machine of the
             draft's residency sets it. While it is False nothing is caught up and γ is 0.
+        keeps_all: what the draft reads is kept while it works, too; for a draft whose cache may be given back (`lost`).
     """
 
     def __init__(self, scheduler: Any, selector: GammaSelector, journal_bytes: int, costs: SwitchCosts | None = None):
@@ -83,6 +84,7 @@ class Upkeep:
         # The target's cache may have more slots than the draft's: those that exist while the draft is away.
         slots = max(pool.size, worker.target_worker.model_runner.token_to_kv_pool.size) + pool.page_size
         self.available = True
+        self.keeps_all = False
         self.failures = self.returns = 0
         self._recent: deque[tuple[int, int]] = deque(maxlen=_RECENT)
         self.coverage = Coverage(slots, rows, worker.device)
@@ -120,6 +122,8 @@ class Upkeep:
         # A draft's row depends on those before it, so a prompt behind stale slots waits for them.
         if self.available and (mm is not None or (self._wants_drafts(len(rows)) and not any(behind))):
             coverage.wrote(batch.out_cache_loc)
+            if self.keeps_all:
+                self.inputs.note_prompt(batch, hidden, next_tokens)
             for row, first, stale in zip(rows, batch.prefix_lens, behind, strict=True):
                 coverage.start(row, first, 0, stale)
             return original(batch, hidden, next_tokens, mm)
@@ -133,6 +137,8 @@ class Upkeep:
         """In the place of ``EagleDraftWorker._draft_extend_for_decode``, which completes ``result``."""
         if steps:
             self.coverage.wrote(batch.out_cache_loc)
+            if self.keeps_all:
+                self._note_verified(batch.out_cache_loc, result, steps)
             original(batch, result)
             return
         self._hand_over_read_done()
@@ -146,6 +152,10 @@ class Upkeep:
             stub.topk_index,
             stub.hidden_states,
         )
+
+    def lost(self, requests: Iterable[Any]) -> None:
+        """The draft's cache was given back with all that was in it; ``requests`` are all that are in work."""
+        self.coverage.lost({req.req_pool_idx: req.kv_committed_len for req in requests if req.req_pool_idx is not None})
 
     def has_news(self) -> bool:
         """Whether `costs` says something else than when this was last True; called by the agent's thread."""
@@ -182,6 +192,15 @@ class Upkeep:
             },
             "without_slots": self.reserve.refused,
         }
+
+    def _note_verified(self, slots: torch.Tensor, result: Any, steps: int) -> None:
+        """Keep what the draft is about to read at ``slots``, int64 ``[requests * (steps + 1)]``, of a verification."""
+        hidden, tokens = result.logits_output.hidden_states, result.next_token_ids
+        if slots.device.type == "cpu" and hidden is not None:
+            # Nobody needs those of rejected drafts. On a GPU, where finding them would wait for it, they take up room.
+            is_text = (torch.arange(steps + 1) < result.accept_lens[:, None]).flatten()
+            slots, hidden, tokens = slots[is_text], hidden[is_text], tokens[is_text]
+        self.inputs.note(slots, hidden, tokens)
 
     def _hand_over_read_done(self) -> None:
         """Under overlap SGLang waits for the draft to have read the shared buffers; at γ=0 the target is the last."""

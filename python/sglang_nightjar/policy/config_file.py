@@ -3,7 +3,7 @@
 policy: {name: nightjar, params: {bin_iterations: 8}}    # or path: /my/policy.py
 shadow: [{name: ema}]
 gamma: {candidates: [0, 1, 3, 5]}
-memory: {journal_mb: 256}
+memory: {journal_mb: 256, reclaim: weights}
 link: {endpoint: ipc:///run/nightjar/policy, stale_after: 1.0}
 log: {path: /var/log/nightjar/decisions.jsonl}
 """
@@ -72,14 +72,20 @@ class MemorySection:
 
     Attributes:
         mode: ``offload`` lets policies send the draft away, so that its memory becomes KV cache; ``keep`` does not.
+        reclaim: what it gives back: ``weights``, or ``weights+kv``, its own KV cache too, which it then has lost.
         retract: whether requests may be retracted to make room for the draft's return; else it waits until there is.
         journal_mb: of the target's hidden states that are kept for a draft at γ=0; what no longer fits is computed
             anew before the draft is used again. 0 keeps none.
     """
 
     mode: str = field(default="offload", metadata={"choices": ("offload", "keep")})
+    reclaim: str = field(default="weights", metadata={"choices": ("weights", "weights+kv")})
     retract: bool = False
     journal_mb: int = field(default=256, metadata={"min": 0, "max": 1_048_576})
+
+    def __post_init__(self) -> None:
+        if self.mode == "keep" and self.reclaim != "weights":
+            raise ValueError(f"reclaim: {self.reclaim} gives memory back, which mode: keep does not; use mode: offload")
 
 
 @dataclass(frozen=True)
@@ -189,7 +195,7 @@ def not_live(old: Config, new: Config) -> list[str]:
             reasons.append(f"link.{key} can't change while servers are connected; restart to apply it")
     if old.link.fallback != new.link.fallback:
         reasons.append("link.fallback is read when a server starts; restart it to apply it")
-    for key in ("mode", "retract", "journal_mb"):
+    for key in ("mode", "reclaim", "retract", "journal_mb"):
         if getattr(old.memory, key) != getattr(new.memory, key):
             reasons.append(f"memory.{key} is read when a server starts; restart it to apply it")
     return reasons
