@@ -25,10 +25,10 @@ class Scenes:
     prompts: short ones, and ``longer`` ones that are computed in chunks.
     """
 
-    def __init__(self, tokenizer_from: str):
+    def __init__(self, tokenizer_from: str, reclaim: str = "weights"):
         target, draft = tiny_twins.make_tiny_twins(Path(tempfile.mkdtemp()), Path(tokenizer_from))
         self.one = OneScheduler(
-            str(target), str(draft), memory_mode="offload", speculative_algorithm="STANDALONE",
+            str(target), str(draft), memory_mode="offload", reclaim=reclaim, speculative_algorithm="STANDALONE",
             max_total_tokens=BASE, chunked_prefill_size=CHUNK, max_running_requests=16, random_seed=1,
         )  # fmt: skip
         from sglang_nightjar.draft import residency
@@ -39,7 +39,7 @@ class Scenes:
         self.driver = residency.current
         # A draft as large as its target would take a hundred iterations to come back.
         self.one.upkeep.catch_up._tokens_per_step = 48
-        self.predicted = prediction.predict(target, draft, BASE, True, PAGE)
+        self.predicted = prediction.predict(target, draft, BASE, True, PAGE, reclaim == "weights+kv")
         self.prompts = tiny_twins.prompts(6, 60)
         self.longer = tiny_twins.prompts(4, 200, seed=1)
         self._names = itertools.count()
@@ -176,7 +176,7 @@ def away(scenes: Scenes) -> dict[str, Any]:
     for cycle in range(2):
         scenes.want("host", 0)
         states += scenes.until("OFFLOADED")
-        device_bytes.append(driver.weights.device_bytes)
+        device_bytes.append(driver.weights.device_bytes + (driver.kv.device_bytes if driver.kv is not None else 0))
         capacity.append(one.scheduler.max_total_num_tokens)
         names += scenes.add(scenes.longer[2 * cycle : 2 * cycle + 2], AWAY_NEW)
         for _ in range(12):

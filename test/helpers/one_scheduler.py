@@ -62,11 +62,12 @@ class OneScheduler:
         journal_mb: int = 64,
         strict: bool = True,
         memory_mode: str = "keep",
+        reclaim: str = "weights",
         **flags: Any,
     ):
         os.environ.update(NIGHTJAR_ACTIVE="1", NIGHTJAR_STRICT="1", **(STRICT_CHECKS if strict else {}))
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as config:
-            memory = {"journal_mb": journal_mb, "mode": memory_mode}
+            memory = {"journal_mb": journal_mb, "mode": memory_mode, "reclaim": reclaim}
             json.dump({"memory": memory, "gamma": {"candidates": GAMMAS}}, config)
         os.environ["NIGHTJAR_CONFIG"] = config.name
         from sglang_nightjar.cpu.bootstrap import prepare_process
