@@ -23,9 +23,10 @@ PYTHON = VENV / "bin" / "python"
 LOG = VENV / "setup.log"
 SUPPORTED = ((3, 11), (3, 12))
 
-# The CPU build of torch 2.13 has this name where an index or a folder of wheels offers it. The build that everybody
-# offers serves a CPU as well, but brings gigabytes of CUDA.
-CPU_TORCH = "torch==2.13.0+cpu"
+# The CPU build of torch 2.13 has this name where an index or a folder of wheels offers it. It brings no triton, which
+# SGLang imports even where nothing runs it. The build that everybody offers serves a CPU as well, but brings gigabytes
+# of CUDA, and its own triton: with another one pinned, pip would exchange torch.
+CPU_TORCH = ["torch==2.13.0+cpu", "triton==3.6.0"]
 ANY_TORCH = "torch==2.13.0"
 
 # Disk that the set-up needs in GB: the environment plus pip's temporary files, with some room (measured: see
@@ -99,8 +100,8 @@ def serving_steps(engine: str, torch_index: str | None) -> list[list[str]]:
 def torch_step(torch_index: str | None) -> list[str]:
     """The CPU build from the index that the user named; else from where pip looks anyway, or the usual build."""
     if torch_index:
-        return [CPU_TORCH, "--extra-index-url", torch_index]
-    return [CPU_TORCH, "or", ANY_TORCH]
+        return [*CPU_TORCH, "--extra-index-url", torch_index]
+    return [*CPU_TORCH, "or", ANY_TORCH]
 
 
 def find_engine(asked: str) -> str:
