@@ -80,6 +80,24 @@ def test_tp_ranks_apply_each_decision_in_the_same_iteration(
 
 
 def test_tp_ranks_send_the_draft_away_and_back_together(group: Server, endpoint: Path) -> None:
+    away_and_back(group, endpoint)
+
+
+def test_tp_ranks_give_the_drafts_kv_back_together(tiny_flags: list[str], endpoint: Path, tmp_path: Path) -> None:
+    """What is stale then is the same on both, or they would catch up in different shapes and wait for each other."""
+    endpoint, config = endpoint.with_name("kv"), tmp_path / "config.yaml"
+    config.write_text("memory: {reclaim: weights+kv}\n")
+    flags = [*tiny_flags, *("--tp-size", "2", "--log-level", "debug", "--nightjar-config", str(config))]
+    with Server(
+        [*flags, "--nightjar-policy-endpoint", f"ipc://{endpoint}"], tmp_path / "log", **STRICT_CHECKS
+    ) as server:
+        away_and_back(server, endpoint)
+        draft = server.ranks()[0]["draft"]
+    assert draft["reclaim"] == "weights+kv"
+    assert draft["catch_up"]["failures"] == draft["catch_up"]["recomputed"] == 0
+
+
+def away_and_back(group: Server, endpoint: Path) -> None:
     """Each piece of the work is agreed on; requests run all the while."""
     since = len(group.log.read_text())
     with Router(endpoint, repeat_s=0.1) as router, Load(group, PROMPTS, new_tokens=96) as load:
