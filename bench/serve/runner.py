@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ class Bench:
         todo = [run for run in runs if not self.store.has(run.name)]
         if len(todo) < len(runs):
             self.say(f"{len(runs) - len(todo)} of {len(runs)} runs are there already")
+        if fleet.side_by_side:
+            self._start_all(todo)
         for number, run in enumerate(todo):
             where = f"[{number + 1}/{len(todo)}]"
             before, starts = time.monotonic(), len(fleet.starts)
@@ -69,6 +72,16 @@ class Bench:
             forecast.besides.append(max(0.0, spent - self.scenarios[run.scenario].seconds))
             left = forecast.seconds(todo[number + 1 :], fleet.up, fleet.starts)
             self.say(f"{where} {_line(result)}" + (f"; {duration(left)} left" if left else ""))
+
+    def _start_all(self, todo: Sequence[Run]) -> None:
+        """All servers, before the first run: beside servers that idle one is slower than alone, so none is alone."""
+        fleet = self.measurement.fleet
+        for kind in dict.fromkeys(run.arm.server for run in todo):
+            if kind not in fleet.up:
+                self.say(f"starting a server: {kind}")
+                # One that does not start is tried again, and accounted for, when its first run is due.
+                with contextlib.suppress(RuntimeError, OSError):
+                    fleet.get(kind)
 
 
 def _line(result: dict[str, Any]) -> str:

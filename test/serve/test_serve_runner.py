@@ -27,6 +27,9 @@ class NoFleet:
     def stop(self) -> None:
         self.up = set()
 
+    def get(self, kind: str) -> None:
+        self.up = self.up | {kind}
+
 
 @dataclass
 class Planned:
@@ -104,3 +107,20 @@ def test_no_run_is_begun_that_would_not_end_in_time(tmp_path: Path) -> None:
     made.run(RUNS, within_s=200)
     # Each run is expected to take its load at least, and none really did.
     assert planned.made == NAMES and time.monotonic() - began < 30
+
+
+def test_side_by_side_no_server_is_ever_alone(tmp_path: Path) -> None:
+    made, planned, _ = bench(tmp_path)
+    planned.fleet.side_by_side = True
+    up: list[set[str]] = []
+    make = planned.make
+
+    def watched(run: Run, scenario: Any) -> dict[str, Any]:
+        up.append(planned.fleet.up)
+        result = make(run, scenario)
+        planned.fleet.up = up[-1]
+        return result
+
+    planned.make = watched  # type: ignore[method-assign]
+    made.run(RUNS)
+    assert up and all(servers == {run.arm.server for run in RUNS} for servers in up)
