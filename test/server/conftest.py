@@ -14,6 +14,14 @@ def referee(target: Path) -> Referee:
     return Referee(target)
 
 
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a test's own policy process listens; its folder is nobody else's."""
+    folder = tmp_path_factory.mktemp("policy")
+    folder.chmod(0o700)
+    return folder / "socket"
+
+
 @pytest.fixture(scope="session")
 def tiny_flags(target: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Server flags for a tiny pair with random weights and γ=2: quick to start, and two ranks can share it."""

@@ -34,13 +34,6 @@ PROMPTS = 24
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy")
-    folder.chmod(0o700)
-    return folder / "socket"
-
-
-@pytest.fixture(scope="module")
 def steered(eagle_flags: list[str], endpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose policy process is whatever a test puts at ``endpoint``."""
     flags = [*eagle_flags, *gamma_flags(FALLBACK_GAMMA), "--nightjar-policy-endpoint", f"ipc://{endpoint}"]

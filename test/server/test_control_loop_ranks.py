@@ -23,13 +23,6 @@ PROMPTS = [[5, 6, 7, 8], [100, 90, 80], [3000, 2000, 1000, 500, 250], [42] * 9]
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy")
-    folder.chmod(0o700)
-    return folder / "socket"
-
-
-@pytest.fixture(scope="module")
 def group(tiny_flags: list[str], endpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two TP ranks, whose policy process is what a test puts at ``endpoint``."""
     flags = ["--tp-size", "2", "--log-level", "debug", "--nightjar-policy-endpoint", f"ipc://{endpoint}"]

@@ -25,13 +25,6 @@ LONG_CYCLES = 300
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy")
-    folder.chmod(0o700)
-    return folder / "socket"
-
-
-@pytest.fixture(scope="module")
 def small(target: Path, draft: Path, endpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     flags = ["--model-path", str(target), "--max-total-tokens", str(POOL_TOKENS)]
     flags += ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(draft), *gamma_flags(3)]

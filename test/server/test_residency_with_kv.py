@@ -23,13 +23,6 @@ POOL_TOKENS, PROMPT, NEW = 8192, 500, 64
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy")
-    folder.chmod(0o700)
-    return folder / "socket"
-
-
-@pytest.fixture(scope="module")
 def server(target: Path, draft: Path, endpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("reclaim")
     (folder / "config.yaml").write_text("memory: {reclaim: weights+kv}\n")

@@ -25,13 +25,6 @@ TIES = 0.005
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy")
-    folder.chmod(0o700)
-    return folder / "socket"
-
-
-@pytest.fixture(scope="module")
 def twins(target: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return tiny_twins.make_tiny_twins(tmp_path_factory.mktemp("twins"), target)
 

@@ -23,6 +23,9 @@ def _ragged_positions(rows: torch.Tensor, start: torch.Tensor, end: torch.Tensor
     """
     if not rows.numel():
         return rows.new_empty(0, dtype=torch.int64), rows.new_empty(0, dtype=torch.int64)
+    if bool((end - start == 1).all()):
+        # A decode step: one position of each request.
+        return rows.to(torch.int64), start.to(torch.int64)
     # No repeat_interleave: it wakes the thread pool for however little, and cost a twentieth of a verify step.
     column = start.to(torch.int64)[:, None] + torch.arange(int((end - start).max()))
     inside = column < end[:, None]
@@ -31,10 +34,6 @@ def _ragged_positions(rows: torch.Tensor, start: torch.Tensor, end: torch.Tensor
 
 def assign_req_to_token_pool_cpu(req_pool_indices, req_to_token, start_offset, end_offset, out_cache_loc, pool_len):
     """Write ``out_cache_loc`` (flat, request by request) to ``req_to_token[row_i, start_i:end_i]``."""
-    if out_cache_loc.numel() == start_offset.numel() and bool((end_offset - start_offset == 1).all()):
-        # A decode step: one slot for each request.
-        req_to_token[req_pool_indices, start_offset.to(torch.int64)] = out_cache_loc.to(req_to_token.dtype)
-        return
     row, column = _ragged_positions(req_pool_indices, start_offset, end_offset)
     req_to_token[row, column] = out_cache_loc[: row.numel()].to(req_to_token.dtype)
 
@@ -138,9 +137,6 @@ def write_accepted_chain(predicts, accept_index, accept_token_num, tokens, accep
 def fill_bonus_tokens_cpu(accept_tokens, accept_lens, bonus_tokens, accept_stride):
     """``bonus_tokens[i]`` = the last accepted token of request i; ``accept_lens`` counts the bonus token."""
     width = int(accept_stride)
-    if width == 1:
-        bonus_tokens.copy_(accept_tokens.view(-1))
-        return
     last = (accept_lens.to(torch.int64) - 1).view(-1, 1)
     bonus_tokens.copy_(accept_tokens.view(-1, width).gather(1, last).view(-1))
 
