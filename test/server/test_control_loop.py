@@ -279,11 +279,16 @@ def test_64_clients_that_hang_up_while_gamma_flips(steered: Server, endpoint: Pa
     with Router(endpoint, repeat_s=0.05) as router:
         router.wait_for_hello()
         router.repeat(flips(7))
-        hang_ups(steered)
-        used = [record.gamma for record in router.records()]
+        # How many plans fit into one round depends on how fast the machine is.
+        for _ in range(5):
+            hang_ups(steered)
+            used = [record.gamma for record in router.records()]
+            switches = sum(a != b for a, b in itertools.pairwise(used))
+            if switches > 20:
+                break
     after = status(steered)["counters"]
+    assert switches > 20
     assert set(used) == set(CANDIDATES)
-    assert sum(a != b for a, b in itertools.pairwise(used)) > 20
     assert after["errors"] == before["errors"] == 0
     steered.process.terminate()
     assert steered.process.wait(60) == 0
