@@ -23,7 +23,7 @@ from .features import Batch, FeatureStore, read_target
 from .generate import Answered, Sampling, answer_group, groups_of, load_shards
 from .head import DraftHead, HeadShape
 from .llama import LlamaModel
-from .malloc import keep_freed_memory
+from .malloc import give_back_memory, keep_freed_memory
 from .prompts import Conversation, user
 from .target import sha256
 from .train import Trainer, TrainPlan, count_vocab, export
@@ -53,9 +53,11 @@ def make_answers(
     recipe: Recipe, folder: Path, checkpoint: Path, device: str | None = None, say: Callable = print
 ) -> None:
     """Makes what is missing of the corpus and of its features below `folder`."""
+    keep_freed_memory()
     target, corpus, store = _open(recipe, folder, checkpoint, device, say)
     for shard, answered in corpus.build(target, recipe.head.aux_layers, say):
         store.add(target, shard, answered, say)
+        give_back_memory()
 
 
 def make_head(
