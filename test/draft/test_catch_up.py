@@ -89,11 +89,17 @@ class Scene:
         line = self.batch.req_to_token_pool.req_to_token[piece.index + 1]
         return range(int(line[piece.first]), int(line[piece.last - 1]) + 1)
 
-    def _extend(self, _worker: Any, batch: Any, pieces: list[Piece], slots: Any, hidden: Any, tokens: Any) -> Any:
+    def _extend(
+        self, _worker: Any, batch: Any, pieces: list[Piece], slots: Any, hidden: Any, tokens: Any, with_logits: bool
+    ) -> Any:
         assert hidden is None if self.standalone else hidden[:, 0].tolist() == slots.tolist()
         assert slots.tolist() == [slot for piece in pieces for slot in self.slot(piece)]
         assert tokens.tolist() == [10_000 * (slot // 100) + slot % 100 + 1 for slot in slots.tolist()]
         self.filled += pieces
+        lengths = batch.seq_lens_cpu.tolist()
+        assert with_logits == any(piece.last == lengths[piece.index] for piece in pieces)
+        if not with_logits:
+            return None
         logits = torch.zeros(len(pieces), 50)
         for number, piece in enumerate(pieces):
             logits[number, 10 + piece.index] = 1.0

@@ -138,13 +138,13 @@ class CatchUp:
         """Run the draft over ``pieces``; where a request is complete then, its next draft starts from there."""
         slots = torch.cat([slots_of(batch, piece) for piece in pieces])
         hidden, tokens = self._inputs.read(batch, pieces, slots)
-        output = draft_extend(self._worker.draft_worker, batch, pieces, slots, hidden, tokens)
+        ended = [number for number, piece in enumerate(pieces) if piece.last == lengths[piece.index]]
+        output = draft_extend(self._worker.draft_worker, batch, pieces, slots, hidden, tokens, with_logits=bool(ended))
         self._coverage.wrote(slots)
         rows = batch.req_pool_indices_cpu
         for piece in pieces:
             self._coverage.filled(int(rows[piece.index]), (piece.first, piece.last), lengths[piece.index])
         self.tokens += len(slots)
-        ended = [number for number, piece in enumerate(pieces) if piece.last == lengths[piece.index]]
         if ended:
             _start_drafting_from(batch.spec_info, [pieces[number].index for number in ended], ended, output)
 

@@ -1,6 +1,7 @@
 """Forward passes over past positions of running requests: the draft's, to fill its cache, and the target's, to get its
 hidden states once more where they were not kept."""
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,12 @@ SEAMS = (
         None,
         "call",
         "to hand hidden states to the draft",
+    ),
+    Seam(
+        "sglang.srt.layers.logits_processor:autotune_dummy_run_mode",
+        (),
+        "call",
+        "to leave out the draft's head where nobody reads what it says",
     ),
     *(
         Seam(f"{_BATCH}.{name}", None, "field", "to extend a part of a batch's requests")
@@ -57,6 +64,7 @@ def draft_extend(
     slots: torch.Tensor,
     hidden: torch.Tensor | None,
     tokens: torch.Tensor,
+    with_logits: bool = True,
 ) -> Any:
     """Run the draft over ``pieces``, at most one per request.
 
@@ -65,20 +73,26 @@ def draft_extend(
         batch: the ``ScheduleBatch`` that the pieces' requests are in; left unchanged.
         slots, hidden, tokens: of the pieces' positions, end to end: KV slots int64 ``[n]``, the target's hidden states
             ``[n, width]`` (None if the draft reads none), and the tokens *after* the positions, int64 ``[n]``.
+        with_logits: False only fills the cache: a complete model's head costs as much as several of its layers.
 
     Returns:
-        SGLang's ``LogitsProcessorOutput`` with the logits of each piece's last position, and its state if it has one.
+        SGLang's ``LogitsProcessorOutput`` with the logits of each piece's last position, and its state if it has one;
+        empty without logits.
     """
+    from sglang.srt.layers.logits_processor import autotune_dummy_run_mode
     from sglang.srt.layers.moe.utils import speculative_moe_a2a_backend_context, speculative_moe_backend_context
     from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
     from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
 
     info = EagleDraftExtendInput(hidden_states=hidden, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1)
     sub = _sub_batch(batch, pieces, slots, tokens, info)
+    if not with_logits:
+        sub.sampling_info = None
     with (
         draft_worker.draft_tp_context(draft_worker.draft_runner.tp_group),
         speculative_moe_backend_context(),
         speculative_moe_a2a_backend_context(),
+        contextlib.nullcontext() if with_logits else autotune_dummy_run_mode(),
     ):
         capture = CaptureHiddenMode.NULL if hidden is None else CaptureHiddenMode.LAST
         return _forward(draft_worker.draft_runner, sub, capture)
