@@ -8,17 +8,29 @@ import torch
 from sglang_nightjar.cpu import build
 from sglang_nightjar.cpu.detect import choose_engine
 
-# "native" (the default) or "torch": plain torch instead of C++, slow, for comparison and for machines without compiler.
+# "native" (the default); "float32": the same, but without the tile registers of AMX, so that every product is a float's;
+# or "torch": plain torch instead of C++, slow, for comparison and for machines without compiler.
 KERNELS_ENV = "NIGHTJAR_CPU_KERNELS"
+_SETTINGS = ("native", "float32", "torch")
 
 
 @functools.cache
+def setting() -> str:
+    """Which kernels are wanted; raises ValueError for a setting that does not exist."""
+    wanted = os.environ.get(KERNELS_ENV, "native")
+    if wanted not in _SETTINGS:
+        raise ValueError(f"{KERNELS_ENV}={wanted}: it can be {', '.join(map(repr, _SETTINGS))}")
+    return wanted
+
+
 def use_native() -> bool:
     """True if the C++ kernels are wanted; raises ValueError for a setting that does not exist."""
-    wanted = os.environ.get(KERNELS_ENV, "native")
-    if wanted not in ("native", "torch"):
-        raise ValueError(f"{KERNELS_ENV}={wanted}: it can be 'native' or 'torch'")
-    return wanted == "native"
+    return setting() != "torch"
+
+
+def use_tiles(depth: int) -> bool:
+    """True if weights ``[out, depth]`` are to be multiplied in AMX's tile registers, which this machine must have."""
+    return setting() == "native" and torch.ops.nightjar.tiles_possible(depth)
 
 
 @functools.cache

@@ -3,12 +3,14 @@
 A packed copy hangs on the weight ``Parameter`` itself, so models that share a parameter (a draft and its target's head)
 share the copy. The plain weight stays: a tied embedding looks rows up in it, and weight updates write to it. The packed
 copy adds to the memory of linear layers. Where bfloat16 or float16 holds every float32 weight exactly (models are
-published in these types, the demo draft among them), the copy is stored so and read with half the traffic; the
-arithmetic and the results stay float32's, bit by bit.
+published in these types, the demo draft among them), the copy is stored so and read with half the traffic, which
+changes no bit of the results.
 
-float32 uses our own kernel (csrc/linear.h). It is faster than oneDNN's packed product at every row count from 1 to 64
-(bench/cpu_step), and its rows do not depend on how many are computed together, so a verified token has the logits of a
-decoded one bit by bit. bfloat16 uses oneDNN's packed format.
+float32 uses our own kernels. The one for vectors (csrc/linear.h) is faster than oneDNN's packed product at every row
+count from 1 to 64 (bench/cpu_step). The one for AMX's tile registers (csrc/tiles.h) multiplies floats as pairs of
+bfloat16, each product right to about 2^-17, and takes half the time from 16 rows on; NIGHTJAR_CPU_KERNELS=float32 leaves
+it out. In both, a row's result does not depend on how many are computed together, so a verified token has the logits of
+a decoded one bit by bit. bfloat16 uses oneDNN's packed format.
 """
 
 from typing import Any
@@ -39,7 +41,11 @@ class Packed:
     def _rearrange(self, weight: torch.Tensor) -> torch.Tensor:
         weight = weight.detach().contiguous()
         if self.is_float32:
-            return torch.ops.nightjar.pack_linear_weight(weight.to(narrowest(weight)))
+            narrow = narrowest(weight)
+            # Weights of float16 have no form for tiles that would not be twice as large.
+            if narrow != torch.float16 and kernels.use_tiles(weight.shape[1]):
+                return torch.ops.nightjar.pack_tiles(weight, narrow == torch.float32)
+            return torch.ops.nightjar.pack_linear_weight(weight.to(narrow))
         return torch.ops.mkldnn._reorder_linear_weight(weight, ONEDNN_EXPECTED_ROWS)
 
     def refresh(self, weight: torch.Tensor) -> None:

@@ -55,13 +55,23 @@ nightjar::WeightType weight_type(const Tensor& weight) {
       return nightjar::WeightType::kBFloat16;
     case at::kHalf:
       return nightjar::WeightType::kFloat16;
+    // A bfloat16, and a pair of them; only the kernels look inside.
+    case at::kShort:
+      return nightjar::WeightType::kTiles;
+    case at::kInt:
+      return nightjar::WeightType::kTilePairs;
     default:
-      TORCH_CHECK(false, "weights must be float32, bfloat16 or float16, not ", weight.scalar_type());
+      TORCH_CHECK(false, "no packed weights are of type ", weight.scalar_type());
   }
 }
 
-Tensor pack_linear_weight(const Tensor& weight) {
+void check_weight(const Tensor& weight) {
   TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous(), "weight must be contiguous [out, in]");
+  TORCH_CHECK(weight.is_floating_point(), "weights must be float32, bfloat16 or float16, not ", weight.scalar_type());
+}
+
+Tensor pack_linear_weight(const Tensor& weight) {
+  check_weight(weight);
   const nightjar::PackedWeight shape{nullptr, weight_type(weight), weight.size(0), weight.size(1)};
   Tensor packed = huge_page_buffer(shape.panels() * shape.in * nightjar::kPanelColumns, weight.scalar_type());
   switch (shape.type) {
@@ -74,7 +84,27 @@ Tensor pack_linear_weight(const Tensor& weight) {
     case nightjar::WeightType::kFloat16:
       pack<nightjar::Float16>(weight, packed);
       break;
+    default:
+      break;
   }
+  return packed.view({shape.panels(), shape.in, nightjar::kPanelColumns});
+}
+
+bool tiles_possible(int64_t depth) { return nightjar::tiles_possible(depth); }
+
+// float32 [out, in] for tile registers: as pairs of bfloat16, or as bfloat16 where that holds every weight exactly.
+Tensor pack_tiles(const Tensor& weight, bool pairs) {
+  check_weight(weight);
+  check_rows(weight, "weight");
+  const nightjar::PackedWeight shape{nullptr, nightjar::WeightType::kTilePairs, weight.size(0), weight.size(1)};
+  TORCH_CHECK(tiles_possible(shape.in), "weights of depth ", shape.in, " can't be packed for tiles on this machine");
+  Tensor packed =
+      huge_page_buffer(shape.panels() * shape.in * nightjar::kPanelColumns, pairs ? at::kInt : at::kShort);
+  auto* halves = static_cast<nightjar::BFloat16*>(packed.data_ptr());
+  Team::parallel(1, true, [&](Team::Member& team) {
+    const auto run = pairs ? nightjar::pack_tiles<true> : nightjar::pack_tiles<false>;
+    run(team, weight.data_ptr<float>(), shape.out, shape.in, halves);
+  });
   return packed.view({shape.panels(), shape.in, nightjar::kPanelColumns});
 }
 
@@ -345,6 +375,8 @@ void llama_forward(int64_t handle, Tensor& residual, const OptionalTensor& first
 
 TORCH_LIBRARY(nightjar, m) {
   m.def("pack_linear_weight(Tensor weight) -> Tensor", pack_linear_weight);
+  m.def("tiles_possible(int depth) -> bool", tiles_possible);
+  m.def("pack_tiles(Tensor weight, bool pairs) -> Tensor", pack_tiles);
   m.def("packed_linear(Tensor x, Tensor packed, int out, Tensor? bias) -> Tensor", packed_linear);
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", rms_norm);
   m.def("add_rms_norm_(Tensor(a!) x, Tensor(b!) residual, Tensor weight, float eps) -> ()", add_rms_norm_);

@@ -8,10 +8,11 @@
 
 namespace nightjar {
 
-enum class WeightType { kFloat, kBFloat16, kFloat16 };
+// The last two are laid out for tile registers (tiles.h): as bfloat16, or each as a pair of them.
+enum class WeightType { kFloat, kBFloat16, kFloat16, kTiles, kTilePairs };
 
 // Weights [out, in] as panels [ceil(out / kPanelColumns)][in][kPanelColumns]; missing columns of the last panel are zero.
-// They are stored as `type` and computed with as floats.
+// They are stored as `type` and computed with as floats. (Panels for tiles have the same size and another order within.)
 struct PackedWeight {
   const void* data;
   WeightType type;
@@ -123,19 +124,6 @@ inline void linear_as(Team::Member& team, const float* x, int64_t ldx, int64_t r
     for (int64_t p = begin; p < end; ++p)
       linear_block<kStore, Weight>(x + m * ldx, ldx, height, w, p, bias, y + m * ldy, ldy, p + 1 < end);
   });
-}
-
-template <Store kStore>
-inline void linear(Team::Member& team, const float* x, int64_t ldx, int64_t rows, const PackedWeight& w,
-                   const float* bias, float* y, int64_t ldy) {
-  switch (w.type) {
-    case WeightType::kFloat:
-      return linear_as<kStore, float>(team, x, ldx, rows, w, bias, y, ldy);
-    case WeightType::kBFloat16:
-      return linear_as<kStore, BFloat16>(team, x, ldx, rows, w, bias, y, ldy);
-    case WeightType::kFloat16:
-      return linear_as<kStore, Float16>(team, x, ldx, rows, w, bias, y, ldy);
-  }
 }
 
 }  // namespace nightjar

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "attention.h"
-#include "linear.h"
+#include "product.h"
 #include "rows.h"
 
 namespace nightjar {
