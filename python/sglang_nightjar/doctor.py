@@ -172,7 +172,9 @@ def engine() -> Iterator[Finding]:
         return
     library = build.library_path(build.find_compiler())
     if library.exists():
-        yield Finding("engine", "CPU kernels", "ok", f"compiled: {library}")
+        kernels.load()
+        products = "AMX's tile registers" if kernels.use_tiles(kernels.TILE_DEPTH) else "vectors"
+        yield Finding("engine", "CPU kernels", "ok", f"compiled, products in {products}: {library}")
     else:
         yield Finding("engine", "CPU kernels", "note", "will be compiled at the first start, in about half a minute")
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sglang_nightjar.cpu import kernels
-from sglang_nightjar.cpu.packed_linear import narrowest
+from sglang_nightjar.cpu.packed_linear import Packed, narrowest
 from sglang_nightjar.cpu.reference_attention import paged_attention as reference_attention
 
 pytestmark = pytest.mark.skipif(not kernels.in_use(), reason="this machine does not use our CPU kernels")
@@ -53,6 +53,59 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(rows, out, depth):
     for row in (0, rows // 2, rows - 1):
         alone = torch.ops.nightjar.packed_linear(x[row : row + 1].contiguous(), packed, out, None)
         assert torch.equal(alone[0], together[row])
+
+
+@pytest.fixture
+def tiles() -> None:
+    if not torch.ops.nightjar.tiles_possible(32):
+        pytest.skip("this machine has no tile registers (AMX)")
+
+
+#: Rows, columns and depth of a product in tiles: one tile and parts of it, two, several, and more than one block of rows.
+in_tiles = given(
+    st.sampled_from([0, 1, 3, 15, 16, 17, 32, 33, 50, 140, 300]), st.integers(1, 200), st.integers(1, 30), st.booleans()
+)
+
+
+@in_tiles
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_products_in_tiles_are_right_to_16_bits(tiles, rows, out, blocks, with_bias):
+    depth = 32 * blocks
+    x, weight = random(rows, depth, seed=1), random(out, depth, seed=2)
+    bias = random(out, seed=3) if with_bias else None
+    got = torch.ops.nightjar.packed_linear(x, torch.ops.nightjar.pack_tiles(weight, True), out, bias)
+    expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    assert got.shape == expected.shape
+    sizes = x.double().abs() @ weight.double().abs().T + 1
+    assert bool(((got - expected).abs() <= 2.0**-16 * sizes).all())
+
+
+@in_tiles
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_in_tiles_a_row_does_not_depend_on_the_rows_beside_it(tiles, rows, out, blocks, _):
+    x, packed = random(rows, 32 * blocks, seed=1), torch.ops.nightjar.pack_tiles(random(out, 32 * blocks, seed=2), True)
+    together = torch.ops.nightjar.packed_linear(x, packed, out, None)
+    for row in {0, rows // 2, rows - 1} & set(range(rows)):
+        alone = torch.ops.nightjar.packed_linear(x[row : row + 1].contiguous(), packed, out, None)
+        assert torch.equal(alone[0], together[row])
+
+
+def test_weights_that_bfloat16_holds_need_no_second_half(tiles):
+    weight = random(70, 96, seed=2).bfloat16().float()
+    pairs, single = (torch.ops.nightjar.pack_tiles(weight, wanted) for wanted in (True, False))
+    assert single.nbytes == pairs.nbytes // 2
+    for rows in (1, 20, 40):
+        x = random(rows, 96, seed=rows)
+        assert torch.equal(*(torch.ops.nightjar.packed_linear(x, packed, 70, None) for packed in (pairs, single)))
+
+
+def test_tiles_are_used_where_they_fit_and_are_wanted(tiles, monkeypatch):
+    form_of = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.float16}
+    for held_by, form in form_of.items():
+        assert Packed(random(40, 64).to(held_by).float()).weight.dtype == form
+    assert Packed(random(40, 63)).weight.dtype == torch.float32
+    monkeypatch.setattr(kernels, "setting", lambda: "float32")
+    assert Packed(random(40, 64)).weight.dtype == torch.float32
 
 
 @quick

@@ -13,6 +13,9 @@ from sglang_nightjar.cpu.detect import choose_engine
 KERNELS_ENV = "NIGHTJAR_CPU_KERNELS"
 _SETTINGS = ("native", "float32", "torch")
 
+#: Tiles multiply weights whose depth is a multiple of it (csrc/tiles.h).
+TILE_DEPTH = 32
+
 
 @functools.cache
 def setting() -> str:
