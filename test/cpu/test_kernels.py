@@ -61,18 +61,16 @@ def tiles() -> None:
         pytest.skip("this machine has no tile registers (AMX)")
 
 
-#: Rows, columns and depth of a product in tiles: one tile and parts of it, two, several, and more than one block of rows.
-in_tiles = given(
-    st.sampled_from([0, 1, 3, 15, 16, 17, 32, 33, 50, 140, 300]), st.integers(1, 200), st.integers(1, 30), st.booleans()
-)
+#: Rows, columns and depth of a product in tiles: a part of a tile, one, two, several, and more than one block of rows.
+in_tiles = given(st.sampled_from([0, 1, 3, 15, 16, 17, 32, 33, 50, 140, 300]), st.integers(1, 200), st.integers(1, 30))
 
 
 @in_tiles
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_products_in_tiles_are_right_to_16_bits(tiles, rows, out, blocks, with_bias):
+def test_products_in_tiles_are_right_to_16_bits(tiles, rows, out, blocks):
     depth = 32 * blocks
     x, weight = random(rows, depth, seed=1), random(out, depth, seed=2)
-    bias = random(out, seed=3) if with_bias else None
+    bias = random(out, seed=3) if blocks % 2 else None
     got = torch.ops.nightjar.packed_linear(x, torch.ops.nightjar.pack_tiles(weight, True), out, bias)
     expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
     assert got.shape == expected.shape
@@ -82,7 +80,7 @@ def test_products_in_tiles_are_right_to_16_bits(tiles, rows, out, blocks, with_b
 
 @in_tiles
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_in_tiles_a_row_does_not_depend_on_the_rows_beside_it(tiles, rows, out, blocks, _):
+def test_in_tiles_a_row_does_not_depend_on_the_rows_beside_it(tiles, rows, out, blocks):
     x, packed = random(rows, 32 * blocks, seed=1), torch.ops.nightjar.pack_tiles(random(out, 32 * blocks, seed=2), True)
     together = torch.ops.nightjar.packed_linear(x, packed, out, None)
     for row in {0, rows // 2, rows - 1} & set(range(rows)):

@@ -8,8 +8,8 @@ import torch
 from sglang_nightjar.cpu import build
 from sglang_nightjar.cpu.detect import choose_engine
 
-# "native" (the default); "float32": the same, but without the tile registers of AMX, so that every product is a float's;
-# or "torch": plain torch instead of C++, slow, for comparison and for machines without compiler.
+# "native" (the default); "float32": the same without the tile registers of AMX, so that every product is a float's; or
+# "torch": plain torch instead of C++, slow, for comparison and for machines without compiler.
 KERNELS_ENV = "NIGHTJAR_CPU_KERNELS"
 _SETTINGS = ("native", "float32", "torch")
 
