@@ -10,7 +10,8 @@
 #pragma once
 
 #include <cstdlib>
-#include <vector>
+#include <memory>
+#include <new>
 
 #include "linear.h"
 
@@ -88,34 +89,54 @@ struct alignas(64) Config {
   }
 };
 
-// Rows of x in tiles: [tiles][depth / kTileDepth][high, low][kTileHalves]; rows past the end are zero.
-inline void split_rows(const float* x, int64_t ldx, int64_t rows, int64_t depth, BFloat16* out) {
-  const int64_t blocks = depth / kTileDepth;
-  for (int64_t r = 0; r < (rows + kTileRows - 1) / kTileRows * kTileRows; ++r) {
-    BFloat16* tile = out + r / kTileRows * blocks * 2 * kTileHalves + r % kTileRows * kTileDepth;
-    for (int64_t b = 0; b < blocks; ++b, tile += 2 * kTileHalves) {
-      __m512i high = _mm512_setzero_si512(), low = high;
-      if (r < rows) {
-        const float* from = x + r * ldx + b * kTileDepth;
-        const __m512 first = _mm512_loadu_ps(from), second = _mm512_loadu_ps(from + 16);
-        high = (__m512i)_mm512_cvtne2ps_pbh(second, first);
-        const auto as_float = [](__m256i bits) {
-          return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-        };
-        low = (__m512i)_mm512_cvtne2ps_pbh(_mm512_sub_ps(second, as_float(_mm512_extracti64x4_epi64(high, 1))),
-                                           _mm512_sub_ps(first, as_float(_mm512_castsi512_si256(high))));
+// Rows of x in tiles: [tiles][depth / kTileDepth][high, low][kTileHalves]; rows past the end are zero. They begin with a
+// cache line: the rows of a tile that straddle two take twice as long to load.
+class SplitRows {
+ public:
+  const BFloat16* tiles() const { return tiles_.get(); }
+
+  void take(const float* x, int64_t ldx, int64_t rows, int64_t depth) {
+    const int64_t blocks = depth / kTileDepth, count = (rows + kTileRows - 1) / kTileRows;
+    if (const size_t wanted = count * blocks * 2 * kTileHalves; wanted > room_) {
+      tiles_.reset(static_cast<BFloat16*>(std::aligned_alloc(64, wanted * sizeof(BFloat16))));
+      if (!tiles_) throw std::bad_alloc();
+      room_ = wanted;
+    }
+    for (int64_t r = 0; r < count * kTileRows; ++r) {
+      BFloat16* tile = tiles_.get() + r / kTileRows * blocks * 2 * kTileHalves + r % kTileRows * kTileDepth;
+      for (int64_t b = 0; b < blocks; ++b, tile += 2 * kTileHalves) {
+        __m512i high = _mm512_setzero_si512(), low = high;
+        if (r < rows) split(x + r * ldx + b * kTileDepth, high, low);
+        _mm512_store_si512(tile, high);
+        _mm512_store_si512(tile + kTileHalves, low);
       }
-      _mm512_storeu_si512(tile, high);
-      _mm512_storeu_si512(tile + kTileHalves, low);
     }
   }
-}
+
+ private:
+  // kTileDepth floats, as halves.
+  static void split(const float* from, __m512i& high, __m512i& low) {
+    const auto as_float = [](__m256i bits) {
+      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    };
+    const __m512 first = _mm512_loadu_ps(from), second = _mm512_loadu_ps(from + 16);
+    high = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+    low = (__m512i)_mm512_cvtne2ps_pbh(_mm512_sub_ps(second, as_float(_mm512_extracti64x4_epi64(high, 1))),
+                                       _mm512_sub_ps(first, as_float(_mm512_castsi512_si256(high))));
+  }
+
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<BFloat16, Free> tiles_;
+  size_t room_ = 0;
+};
 
 // Weights are fetched so many bytes before they are multiplied, a few cache lines after each product: many at once would
 // make the loads wait. One tile of rows is through so soon that weights go to the first-level cache at once.
-constexpr int64_t kTilesAhead = 16384;
+constexpr int64_t kTilesAhead = 8192;
 
-// c[16 or 32 rows][kPanelColumns] = x w^T for one panel; x are kRowTiles tiles as split_rows makes them.
+// c[16 or 32 rows][kPanelColumns] = x w^T for one panel; x are kRowTiles tiles as SplitRows makes them.
 template <int kRowTiles, bool kPair>
 inline void multiply(const BFloat16* x, const BFloat16* panel, int64_t blocks, bool fetch, float* c) {
   constexpr int64_t kStep = (kPair ? 4 : 2) * kTileHalves;
@@ -193,7 +214,7 @@ inline void write_panel(const float* c, int64_t rows, int64_t width, const float
   }
 }
 
-// Columns of the panels [begin, end) of y (kAdd: +)= x w^T (+ bias) for `rows` rows, x as split_rows makes it.
+// Columns of the panels [begin, end) of y (kAdd: +)= x w^T (+ bias) for `rows` rows, x as SplitRows makes it.
 template <Store kStore, bool kPair>
 inline void panels(const BFloat16* x, int64_t rows, const PackedWeight& w, int64_t begin, int64_t end,
                    const float* bias, float* y, int64_t ldy) {
@@ -235,17 +256,14 @@ inline void linear_in_tiles(Team::Member& team, const float* x, int64_t ldx, int
   const int64_t run = std::max<int64_t>(1, panels / (kClaims * team.threads()));
   const int64_t runs = (panels + run - 1) / run;
   // Every thread splits the rows for itself: that is quicker than waiting for each other.
-  thread_local std::vector<BFloat16> split;
+  thread_local tiles::SplitRows split;
   int64_t have = -1;
   team.run(blocks * runs, [&](int64_t i) {
     const int64_t block = i / runs;
     const int64_t m = rows * block / blocks, height = rows * (block + 1) / blocks - m;
-    if (have != block) {
-      split.resize(2 * (height + kTileRows - 1) / kTileRows * kTileRows * w.in);
-      tiles::split_rows(x + m * ldx, ldx, height, w.in, split.data());
-      have = block;
-    }
-    tiles::panels<kStore, kPair>(split.data(), height, w, i % runs * run, std::min(panels, i % runs * run + run), bias,
+    if (have != block) split.take(x + m * ldx, ldx, height, w.in);
+    have = block;
+    tiles::panels<kStore, kPair>(split.tiles(), height, w, i % runs * run, std::min(panels, i % runs * run + run), bias,
                                  y + m * ldy, ldy);
   });
 }
