@@ -91,8 +91,8 @@ def test_an_open_loop_does_not_wait_for_answers() -> None:
     # Each answer takes two seconds, and all ten were sent within one.
     assert server.most == 10
     assert [a.due for a in outcome.answers] == [r.at for r in requests]
-    # Waiting would make them two seconds late; a process that has run hundreds of tests collects garbage for a tenth.
-    assert all(0 <= a.sent - a.due < 0.5 for a in outcome.answers)
+    # SGLang, where another test has imported it, brings uvloop, whose timers are in whole milliseconds.
+    assert all(-0.001 < a.sent - a.due < 0.1 for a in outcome.answers)
     assert [body["input_ids"] for body in server.bodies] == [r.prompt for r in requests]
     for answer in outcome.answers:
         assert [count for _, count in answer.pieces] == [1, 2, 3, 4]
