@@ -50,17 +50,22 @@ async def run(job: Job) -> Outcome:
         return Outcome(began, answers, samples, clock(), time.process_time() - cpu, lag.worst)
 
 
+async def _until(moment: float, clock: Callable[[], float]) -> None:
+    # Again, if need be: uvloop's timers are in whole milliseconds, and may be early.
+    while (wait := moment - clock()) > 0:
+        await asyncio.sleep(wait)
+
+
 async def _open_loop(job: Job, client: Client, clock: Callable[[], float]) -> list[Answer]:
     """Every request at its time, whatever became of those before it."""
     answers = [Answer(index, request.at) for index, request in enumerate(job.requests)]
     bodies = [client.prepared(index) for index in range(len(job.requests))]
     async with asyncio.TaskGroup() as tasks:
         for answer, body in zip(answers, bodies, strict=True):
-            if (wait := answer.due - clock()) > 0:
-                await asyncio.sleep(wait)
+            await _until(answer.due, clock)
             tasks.create_task(client.ask(answer, body))
         # An idle end of the load belongs to it.
-        await asyncio.sleep(max(0.0, job.seconds - clock()))
+        await _until(job.seconds, clock)
     return answers
 
 
@@ -76,7 +81,7 @@ async def _closed_loop(job: Job, client: Client, clock: Callable[[], float]) -> 
         for start, phase in zip(starts, job.clients, strict=True):
             if number >= phase.clients:
                 continue
-            await asyncio.sleep(max(0.0, start - clock()))
+            await _until(start, clock)
             due = max(start, clock())
             while due < start + phase.seconds:
                 answer = Answer((number + turn * most) % len(job.requests), due)
@@ -88,7 +93,7 @@ async def _closed_loop(job: Job, client: Client, clock: Callable[[], float]) -> 
     async with asyncio.TaskGroup() as tasks:
         for number in range(most):
             tasks.create_task(one(number))
-        await asyncio.sleep(max(0.0, job.seconds - clock()))
+        await _until(job.seconds, clock)
     return sorted(answers, key=lambda answer: answer.due)
 
 
