@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_nightjar.cpu import kernels
@@ -55,9 +55,9 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(rows, out, depth):
         assert torch.equal(alone[0], together[row])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tiles() -> None:
-    if not torch.ops.nightjar.tiles_possible(32):
+    if not torch.ops.nightjar.tiles_possible(kernels.TILE_DEPTH):
         pytest.skip("this machine has no tile registers (AMX)")
 
 
@@ -65,8 +65,8 @@ def tiles() -> None:
 in_tiles = given(st.sampled_from([0, 1, 3, 15, 16, 17, 32, 33, 50, 140, 300]), st.integers(1, 200), st.integers(1, 30))
 
 
+@quick
 @in_tiles
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_products_in_tiles_are_right_to_16_bits(tiles, rows, out, blocks):
     depth = 32 * blocks
     x, weight = random(rows, depth, seed=1), random(out, depth, seed=2)
@@ -78,8 +78,8 @@ def test_products_in_tiles_are_right_to_16_bits(tiles, rows, out, blocks):
     assert bool(((got - expected).abs() <= 2.0**-16 * sizes).all())
 
 
+@quick
 @in_tiles
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_in_tiles_a_row_does_not_depend_on_the_rows_beside_it(tiles, rows, out, blocks):
     x, packed = random(rows, 32 * blocks, seed=1), torch.ops.nightjar.pack_tiles(random(out, 32 * blocks, seed=2), True)
     together = torch.ops.nightjar.packed_linear(x, packed, out, None)

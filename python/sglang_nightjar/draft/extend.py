@@ -87,6 +87,7 @@ def draft_extend(
     info = EagleDraftExtendInput(hidden_states=hidden, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1)
     sub = _sub_batch(batch, pieces, slots, tokens, info)
     if not with_logits:
+        # Or drafts would be drawn from logits that are not there.
         sub.sampling_info = None
     with (
         draft_worker.draft_tp_context(draft_worker.draft_runner.tp_group),

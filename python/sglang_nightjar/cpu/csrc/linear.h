@@ -108,19 +108,26 @@ inline void linear_block(const float* x, int64_t ldx, int64_t rows, const Packed
       for (int64_t j = 0; j < width; ++j) out[r * ldy + j] += bias[column + j];
 }
 
-// y[rows][out] (kAdd: +)= x[rows][in] W^T (+ bias). Runs of panels are shared out, and blocks of rows if there are many.
-template <Store kStore, typename Weight>
-inline void linear_as(Team::Member& team, const float* x, int64_t ldx, int64_t rows, const PackedWeight& w,
-                      const float* bias, float* y, int64_t ldy) {
-  const int64_t panels = w.panels();
-  const int64_t most = std::max<int64_t>(tile_height<kPanelVecs>, kRowBlockBytes / 4 / w.in);
+// Shares out runs of panels, and blocks of about `most` rows if there are many: piece(block, first row, rows, begin, end)
+// has the panels [begin, end).
+template <typename Piece>
+inline void share_out(Team::Member& team, int64_t rows, int64_t most, int64_t panels, const Piece& piece) {
   const int64_t blocks = (rows + most - 1) / most;
   const int64_t run = std::max<int64_t>(1, panels / (kClaims * team.threads()));
   const int64_t runs = (panels + run - 1) / run;
   team.run(blocks * runs, [&](int64_t i) {
-    const int64_t block = i / runs;
+    const int64_t block = i / runs, begin = i % runs * run;
     const int64_t m = rows * block / blocks, height = rows * (block + 1) / blocks - m;
-    const int64_t begin = i % runs * run, end = std::min(panels, begin + run);
+    piece(block, m, height, begin, std::min(panels, begin + run));
+  });
+}
+
+// y[rows][out] (kAdd: +)= x[rows][in] W^T (+ bias).
+template <Store kStore, typename Weight>
+inline void linear_as(Team::Member& team, const float* x, int64_t ldx, int64_t rows, const PackedWeight& w,
+                      const float* bias, float* y, int64_t ldy) {
+  const int64_t most = std::max<int64_t>(tile_height<kPanelVecs>, kRowBlockBytes / 4 / w.in);
+  share_out(team, rows, most, w.panels(), [&](int64_t, int64_t m, int64_t height, int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p)
       linear_block<kStore, Weight>(x + m * ldx, ldx, height, w, p, bias, y + m * ldy, ldy, p + 1 < end);
   });

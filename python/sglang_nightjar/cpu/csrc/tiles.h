@@ -1,4 +1,4 @@
-// Y = X W^T in the tile registers of AMX, which multiply bfloat16 sixteen times as fast as vectors multiply floats.
+// Y = X W^T in the tile registers of AMX, which multiply bfloat16 an order of magnitude faster than vectors multiply floats.
 //
 // A float is the sum of two bfloat16 numbers, high and low, to 16 bits of its mantissa. The product of two such sums is
 // three products of halves, high * high + low * high + high * low; the fourth is below what the halves leave out. So a
@@ -27,8 +27,10 @@ namespace nightjar {
 // Rows of a tile, and the depth that one tile product sums over.
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileDepth = 32;
-// Elements of a tile of halves.
+// Elements of a tile of halves, and of a panel's weights at one such depth: two tiles of high halves, maybe two of low ones.
 constexpr int64_t kTileHalves = kTileRows * kTileDepth;
+template <bool kPair>
+constexpr int64_t kWeightHalves = (kPair ? 4 : 2) * kTileHalves;
 
 // Whether weights of this depth can be multiplied in tiles here. The system grants a process the registers on request.
 inline bool tiles_possible(int64_t depth) {
@@ -57,7 +59,7 @@ template <bool kPair>
 inline void pack_tiles(Team::Member& team, const float* weight, int64_t out, int64_t in, BFloat16* packed) {
   team.run((out + kPanelColumns - 1) / kPanelColumns, [&](int64_t p) {
     for (int64_t block = 0; block < in / kTileDepth; ++block) {
-      BFloat16* high = packed + (p * (in / kTileDepth) + block) * (kPair ? 4 : 2) * kTileHalves;
+      BFloat16* high = packed + (p * (in / kTileDepth) + block) * kWeightHalves<kPair>;
       for (int64_t j = 0; j < kPanelColumns; ++j) {
         const int64_t row = p * kPanelColumns + j;
         for (int64_t k = 0; k < kTileDepth; ++k) {
@@ -139,10 +141,9 @@ constexpr int64_t kTilesAhead = 8192;
 // c[16 or 32 rows][kPanelColumns] = x w^T for one panel; x are kRowTiles tiles as SplitRows makes them.
 template <int kRowTiles, bool kPair>
 inline void multiply(const BFloat16* x, const BFloat16* panel, int64_t blocks, bool fetch, float* c) {
-  constexpr int64_t kStep = (kPair ? 4 : 2) * kTileHalves;
   constexpr bool kTwo = kRowTiles == 2;
   constexpr int kProducts = kRowTiles * (kPair ? 6 : 4);
-  constexpr int64_t kLines = (kStep * sizeof(BFloat16) / 64 + kProducts - 1) / kProducts;
+  constexpr int64_t kLines = (kWeightHalves<kPair> * sizeof(BFloat16) / 64 + kProducts - 1) / kProducts;
   const int64_t next_tile = blocks * 2 * kTileHalves;
   _tile_zero(0);
   _tile_zero(1);
@@ -175,7 +176,7 @@ inline void multiply(const BFloat16* x, const BFloat16* panel, int64_t blocks, b
       fetch_some();
     }
   };
-  for (int64_t b = 0; b < blocks; ++b, x += 2 * kTileHalves, panel += kStep) {
+  for (int64_t b = 0; b < blocks; ++b, x += 2 * kTileHalves, panel += kWeightHalves<kPair>) {
     ahead = reinterpret_cast<const char*>(panel) + kTilesAhead;
     load_weights(panel);
     load_rows(x);
@@ -218,9 +219,10 @@ inline void write_panel(const float* c, int64_t rows, int64_t width, const float
 template <Store kStore, bool kPair>
 inline void panels(const BFloat16* x, int64_t rows, const PackedWeight& w, int64_t begin, int64_t end,
                    const float* bias, float* y, int64_t ldy) {
-  constexpr int64_t kStep = (kPair ? 4 : 2) * kTileHalves;
   const int64_t blocks = w.in / kTileDepth;
-  const auto panel_at = [&](int64_t p) { return static_cast<const BFloat16*>(w.data) + p * blocks * kStep; };
+  const auto panel_at = [&](int64_t p) {
+    return static_cast<const BFloat16*>(w.data) + p * blocks * kWeightHalves<kPair>;
+  };
   const auto write = [&](const float* c, int64_t p, int64_t first_row) {
     const int64_t column = p * kPanelColumns;
     write_panel<kStore>(c, std::min(rows - first_row, 2 * kTileRows), std::min<int64_t>(kPanelColumns, w.out - column),
@@ -250,21 +252,14 @@ inline void panels(const BFloat16* x, int64_t rows, const PackedWeight& w, int64
 template <Store kStore, bool kPair>
 inline void linear_in_tiles(Team::Member& team, const float* x, int64_t ldx, int64_t rows, const PackedWeight& w,
                             const float* bias, float* y, int64_t ldy) {
-  const int64_t panels = w.panels();
   const int64_t most = std::max<int64_t>(2 * kTileRows, kRowBlockBytes / 4 / w.in);
-  const int64_t blocks = (rows + most - 1) / most;
-  const int64_t run = std::max<int64_t>(1, panels / (kClaims * team.threads()));
-  const int64_t runs = (panels + run - 1) / run;
   // Every thread splits the rows for itself: that is quicker than waiting for each other.
   thread_local tiles::SplitRows split;
   int64_t have = -1;
-  team.run(blocks * runs, [&](int64_t i) {
-    const int64_t block = i / runs;
-    const int64_t m = rows * block / blocks, height = rows * (block + 1) / blocks - m;
+  share_out(team, rows, most, w.panels(), [&](int64_t block, int64_t m, int64_t height, int64_t begin, int64_t end) {
     if (have != block) split.take(x + m * ldx, ldx, height, w.in);
     have = block;
-    tiles::panels<kStore, kPair>(split.tiles(), height, w, i % runs * run, std::min(panels, i % runs * run + run), bias,
-                                 y + m * ldy, ldy);
+    tiles::panels<kStore, kPair>(split.tiles(), height, w, begin, end, bias, y + m * ldy, ldy);
   });
 }
 
