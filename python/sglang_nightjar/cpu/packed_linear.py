@@ -8,7 +8,7 @@ changes no bit of the results.
 
 float32 uses our own kernels. The one for vectors (csrc/linear.h) is faster than oneDNN's packed product at every row
 count from 1 to 64 (bench/cpu_step). The one for AMX's tile registers (csrc/tiles.h) multiplies floats as pairs of
-bfloat16, each product right to about 2^-17, and takes two thirds to half of the time from 16 rows on;
+bfloat16, each product right to about 2^-17, and takes three quarters of the time for 16 rows, half for 128;
 NIGHTJAR_CPU_KERNELS=float32 leaves it out. In both, a row's result does not depend on how many are computed together:
 a verified token has the logits of a decoded one bit by bit. bfloat16 uses oneDNN's packed format.
 """
