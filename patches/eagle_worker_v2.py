@@ -1,10 +1,13 @@
 """speculative/eagle_worker_v2.py, SGLang 0.5.17: γ=0 does no draft work, and drafts come back caught up.
 
+On a CPU an EAGLE-3 draft's passes also leave SGLang's ModelRunner out (cpu/eagle3_draft.py).
+
 At γ=0 SGLang still runs the draft over every new token, after decoding and after prompts, to keep its cache complete.
 Here nothing runs; draft/upkeep.py notes what is missing and fills it in before the next drafts. Only where γ is
 Nightjar's to choose, among candidates that include 0.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +21,12 @@ ROLES = ("scheduler",)
 _MODULE = "sglang.srt.speculative.eagle_worker_v2"
 _FORWARD = f"{_MODULE}:EAGLEWorkerV2.forward_batch_generation"
 _AFTER_PREFILL = f"{_MODULE}:EagleDraftWorker._draft_extend_for_prefill"
+_DRAFT = f"{_MODULE}:EagleDraftWorker.draft"
 _AFTER_DECODE = f"{_MODULE}:EagleDraftWorker._draft_extend_for_decode"
 _SKIPPED = f"{_MODULE}:EAGLEWorkerV2._stub_skipped_draft_extend"
 _VERIFY = f"{_MODULE}:EAGLEWorkerV2.verify"
 _PREPARE_VERIFY = "sglang.srt.speculative.eagle_utils:eagle_prepare_for_verify"
+_EAGLE3 = "sglang.srt.models.llama_eagle3:LlamaForCausalLMEagle3"
 _UNFINISHED = "sglang.srt.mem_cache.radix_cache:RadixCache.cache_unfinished_req"
 
 SEAMS = (
@@ -32,6 +37,27 @@ SEAMS = (
         "hook",
         "or γ=0 runs the draft over every prompt",
     ),
+    Seam(_DRAFT, ("batch",), "hook", "to draft without SGLang's ModelRunner on a CPU"),
+    Seam(
+        f"{_MODULE}:build_eagle_verify_input",
+        (
+            "batch",
+            "draft_input",
+            "parent_list",
+            "top_scores_index",
+            "draft_tokens",
+            "draft_probs",
+            "target_worker",
+            "topk",
+            "num_steps",
+            "num_draft_tokens",
+            "tree_mask_mode",
+            "device",
+        ),
+        "call",
+        "to hand such a chain to the verification",
+    ),
+    Seam(_EAGLE3, None, "call", "to know a draft that can do so"),
     Seam(_AFTER_DECODE, ("batch", "batch_result"), "hook", "or γ=0 runs the draft over every token"),
     Seam(_SKIPPED, ("batch", "batch_output"), "hook", "SGLANG_SPEC_SKIP_ZERO_STEP_DRAFT_EXTEND leaves holes unnoted"),
     Seam(_VERIFY, ("batch", "grammar_barrier"), "hook", "or γ=0 on a CPU keeps books of a tree of one token"),
@@ -60,12 +86,27 @@ def extend_after_prefill(
     )
 
 
+def draft(original: Callable[..., Any], worker: Any, batch: Any) -> Any:
+    ours = _on_cpu(worker, batch)
+    return original(worker, batch) if ours is None else ours.verify_input(batch)
+
+
 def extend_after_decode(original: Callable[..., None], worker: Any, batch: Any, result: Any) -> None:
+    ours = _on_cpu(worker, batch)
+    extend = functools.partial(original, worker) if ours is None else ours.read_accepted
     if upkeep.current is None or batch.forward_mode.is_idle():
-        original(worker, batch, result)
-        return
-    steps = worker.speculative_num_steps
-    upkeep.current.extend_after_decode(lambda *arguments: original(worker, *arguments), batch, result, steps)
+        extend(batch, result)
+    else:
+        upkeep.current.extend_after_decode(extend, batch, result, worker.speculative_num_steps)
+
+
+def _on_cpu(worker: Any, batch: Any) -> Any:
+    """The `Eagle3Draft` that can serve ``batch``, or None."""
+    if worker.device != "cpu":
+        return None
+    from sglang_nightjar.cpu import eagle3_draft
+
+    return eagle3_draft.of(worker, batch)
 
 
 def note_skipped(original: Callable[..., None], worker: Any, batch: Any, result: Any) -> None:
@@ -102,6 +143,7 @@ def apply() -> None:
     for target, hook, kind in (
         (_FORWARD, catch_up_first, HookType.BEFORE),
         (_AFTER_PREFILL, extend_after_prefill, HookType.AROUND),
+        (_DRAFT, draft, HookType.AROUND),
         (_AFTER_DECODE, extend_after_decode, HookType.AROUND),
         (_SKIPPED, note_skipped, HookType.AROUND),
         (_VERIFY, verify, HookType.AROUND),

@@ -56,7 +56,9 @@ def forward(
         return original(model, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
     residual = model.embed_tokens(input_ids) if input_embeds is None else input_embeds.clone()
     capture = [layer for layer in model.layers_to_capture if layer < len(model.layers)]
-    captured = stack.forward(residual, positions, forward_batch, backend, capture=capture)
+    captured = stack.forward(
+        residual, positions, forward_batch.out_cache_loc, backend.batch, backend.token_to_kv_pool, capture=capture
+    )
     norm = model.norm
     hidden = torch.ops.nightjar.rms_norm(residual, norm.weight, norm.variance_epsilon)
     return hidden if captured is None else (hidden, captured)

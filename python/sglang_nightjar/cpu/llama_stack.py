@@ -16,7 +16,7 @@ from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 
 from sglang_nightjar.cpu import kernels, packed_linear
-from sglang_nightjar.cpu.attention_backend import CpuAttentionBackend
+from sglang_nightjar.cpu.attention_backend import AttentionBatch, CpuAttentionBackend
 
 logger = logging.getLogger(__name__)
 
@@ -44,25 +44,27 @@ class LlamaStack:
         self,
         residual: torch.Tensor,
         positions: torch.Tensor,
-        forward_batch: Any,
-        backend: CpuAttentionBackend,
+        slots: torch.Tensor,
+        batch: AttentionBatch,
+        pool: Any,
         first_input: torch.Tensor | None = None,
         capture: list[int] | None = None,
     ) -> torch.Tensor | None:
         """Run all layers; ``residual`` ``[rows, hidden]`` float32 is updated in place.
 
-        ``first_input`` replaces the first layer's normed input (EAGLE-3). Returns the residual in front of each layer
-        in ``capture`` (ascending), side by side: ``[rows, len(capture) * hidden]``, or None without ``capture``.
+        ``positions`` and ``slots`` are int64 ``[rows]``, the latter where in ``pool`` keys and values go; ``batch``
+        says what each request attends to. ``first_input`` replaces the first layer's normed input (EAGLE-3). Returns
+        the residual in front of each layer in ``capture`` (ascending), side by side: ``[rows, len(capture) * hidden]``,
+        or None without ``capture``.
         """
-        self._ensure_built(backend.token_to_kv_pool)
+        self._ensure_built(pool)
         captured = residual.new_empty(residual.shape[0], len(capture) * residual.shape[1]) if capture else None
-        batch = backend.batch
         torch.ops.nightjar.llama_forward(
             self._handle,
             residual,
             first_input,
             positions,
-            forward_batch.out_cache_loc,
+            slots,
             batch.req_to_token,
             batch.rows,
             batch.seq_lens,

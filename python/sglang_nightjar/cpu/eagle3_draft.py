@@ -1,0 +1,217 @@
+"""An EAGLE-3 draft's work of one decode iteration on a CPU: drawing a chain, and reading what was accepted of it.
+
+SGLang sends each of the draft's small passes through its ModelRunner, with a description of the batch, a context and a
+logits processor; with one request that takes as long as the passes themselves. After a verification it reads every
+verified position, accepted or not, and multiplies all of them with the head, though one row of each request is used.
+Here the passes follow each other directly, read what was accepted, and ask the head about the last of it. The kernels
+are the same and a row's result does not depend on how many are computed with it, so the drafts are the same, bit by
+bit.
+"""
+
+import logging
+from typing import Any
+
+import torch
+
+from sglang_nightjar.cpu import chain_sampling, chain_verify, llama_stack, packed_linear
+from sglang_nightjar.cpu.attention_backend import AttentionBatch
+from sglang_nightjar.cpu.llama_stack import LlamaStack
+
+logger = logging.getLogger(__name__)
+
+
+def stack_of(model: Any) -> LlamaStack | None:
+    """The layers of an EAGLE-3 ``LlamaModel`` as one call, or None if they don't fit."""
+    if model.is_mrope_enabled or not model.layers[0].is_input_layer:
+        return None
+    return llama_stack.stack_of(model, model.layers, [layer.hidden_norm for layer in model.layers])
+
+
+def project_hidden_states(model: Any, hidden_states: torch.Tensor, width: int) -> torch.Tensor:
+    """The target's captured states ``[rows, aux * hidden]`` through ``fc``; the draft's own ``[rows, width]`` as is."""
+    if hidden_states.shape[-1] == width:
+        return hidden_states
+    if model.input_norm is not None:
+        hidden_states = model.input_norm(hidden_states)
+    if model.fc_norm is not None:
+        chunks = hidden_states.chunk(model.num_aux_hidden_states, dim=-1)
+        hidden_states = torch.cat([norm(chunk) for norm, chunk in zip(model.fc_norm, chunks, strict=True)], dim=-1)
+    return packed_linear.packed(model.fc.weight).linear(hidden_states, model.fc.bias)
+
+
+def run_layers(
+    model: Any,
+    stack: LlamaStack,
+    input_ids: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    hidden_states: torch.Tensor,
+    batch: AttentionBatch,
+    pool: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The draft's layers over ``rows`` tokens.
+
+    Args:
+        model, stack: SGLang's EAGLE-3 ``LlamaModel``, and `stack_of` it.
+        input_ids, positions, slots: int64 ``[rows]``; ``slots`` are where keys and values go.
+        hidden_states: the target's ``[rows, aux * hidden]``, or the draft's own ``[rows, hidden]``.
+        batch, pool: which positions each request attends to, and the draft's KV pool.
+
+    Returns:
+        States for the head and states to carry on, both float32 ``[rows, hidden]``.
+    """
+    embeds = model.embed_tokens(input_ids)
+    # The stack writes to its residual, and the hidden state may be the caller's.
+    residual = project_hidden_states(model, hidden_states, embeds.shape[-1]).clone(
+        memory_format=torch.contiguous_format
+    )
+    rms_norm = torch.ops.nightjar.rms_norm
+    first = model.layers[0]
+    epsilon = first.input_layernorm.variance_epsilon
+    first_input = torch.cat(
+        [
+            rms_norm(embeds, first.input_layernorm.weight, epsilon),
+            rms_norm(residual, first.hidden_norm.weight, epsilon),
+        ],
+        dim=-1,
+    )
+    stack.forward(residual, positions, slots, batch, pool, first_input=first_input)
+    hidden = rms_norm(residual, model.norm.weight, model.norm.variance_epsilon)
+    return hidden, hidden if model.norm_output else residual
+
+
+class Eagle3Draft:
+    """The draft of one of SGLang's ``EagleDraftWorker``; `of` makes it."""
+
+    def __init__(self, worker: Any, stack: LlamaStack):
+        self._worker = worker
+        self._model = worker.draft_runner.model
+        self._stack = stack
+        self._pool = worker.draft_runner.token_to_kv_pool
+        self._vocabulary = self._model.config.draft_vocab_size
+        #: The target's id of each of the draft's tokens; None if they are the same.
+        self._ids = worker.hot_token_id
+
+    def verify_input(self, batch: Any) -> Any:
+        """In the place of ``EagleDraftWorker.draft``: an ``EagleVerifyInput`` with each request's chain."""
+        from sglang.srt.speculative.eagle_worker_v2 import build_eagle_verify_input
+
+        worker, size = self._worker, len(batch.seq_lens)
+        return build_eagle_verify_input(
+            batch,
+            batch.spec_info,
+            worker._topk1_parents_prealloc[:size],
+            worker._topk1_score_indices_prealloc[:size],
+            self._chain(batch),
+            None,
+            target_worker=worker.target_worker,
+            topk=worker.topk,
+            num_steps=worker.speculative_num_steps,
+            num_draft_tokens=worker.speculative_num_draft_tokens,
+            tree_mask_mode=worker.tree_mask_mode,
+            device=worker.device,
+        )
+
+    def read_accepted(self, batch: Any, result: Any) -> None:
+        """In the place of ``EagleDraftWorker._draft_extend_for_decode``: fills the draft's cache for what was accepted,
+        and ``result.next_draft_input`` with each request's next draft."""
+        accepted, depth = result.accept_lens.to(torch.int64), torch.arange(self._worker.speculative_num_draft_tokens)
+        is_text = (depth < accepted[:, None]).flatten()
+        positions = (batch.seq_lens.to(torch.int64)[:, None] + depth).flatten()[is_text]
+        rows = batch.req_pool_indices.to(torch.int64)
+        table = batch.req_to_token_pool.req_to_token
+        states, carried = self._run(
+            result.next_token_ids[is_text].to(torch.int64),
+            positions,
+            batch.out_cache_loc[is_text].to(torch.int64),
+            result.logits_output.hidden_states[is_text],
+            AttentionBatch(table, rows, batch.seq_lens.to(torch.int64) + accepted, accepted),
+        )
+        last = accepted.cumsum(0) - 1
+        drawn = self._draw(states[last], batch.sampling_info, positions[last], rows)
+        following = result.next_draft_input
+        following.topk_index = drawn
+        following.topk_p = torch.ones_like(drawn, dtype=torch.float32)
+        following.hidden_states = carried[last]
+
+    def _chain(self, batch: Any) -> torch.Tensor:
+        """Each request's drafts: int64 ``[batch, γ]``, the first of which the last iteration has drawn."""
+        steps = self._worker.speculative_num_steps
+        rows, lens = batch.req_pool_indices.to(torch.int64), batch.seq_lens.to(torch.int64)
+        table = batch.req_to_token_pool.req_to_token
+        slots = table[rows[:, None], lens[:, None] + torch.arange(steps)].to(torch.int64)
+        hidden, tokens = batch.spec_info.hidden_states, self._target_ids(batch.spec_info.topk_index)
+        chain = [tokens]
+        for step in range(steps - 1):
+            positions = lens + step
+            seen = AttentionBatch(table, rows, positions + 1, None)
+            states, hidden = self._run(tokens.flatten(), positions, slots[:, step].contiguous(), hidden, seen)
+            tokens = self._target_ids(self._draw(states, batch.sampling_info, positions, rows))
+            chain.append(tokens)
+        return torch.cat(chain, dim=1)
+
+    def _run(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        hidden: torch.Tensor,
+        batch: AttentionBatch,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return run_layers(self._model.model, self._stack, input_ids, positions, slots, hidden, batch, self._pool)
+
+    def _draw(
+        self, states: torch.Tensor, sampling_info: Any, positions: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """The draft's own ids int64 ``[batch, 1]``, from one state of each request ``[batch, hidden]``."""
+        logits = packed_linear.packed(self._model.lm_head.weight).linear(states)[:, : self._vocabulary].contiguous()
+        chain_sampling.draw_drafts_(logits, sampling_info, positions, rows, self._ids)
+        return chain_verify.argmax(logits)[:, None]
+
+    def _target_ids(self, drawn: torch.Tensor) -> torch.Tensor:
+        return drawn if self._ids is None else self._ids[drawn]
+
+
+def of(worker: Any, batch: Any) -> Eagle3Draft | None:
+    """The draft of SGLang's ``EagleDraftWorker``, kept on it; None if SGLang's own path must serve ``batch``."""
+    found = getattr(worker, "nightjar_eagle3", False)
+    if found is False:
+        reason = why_not(worker)
+        stack = None if reason else stack_of(worker.draft_runner.model.model)
+        if stack is None:
+            logger.info("the draft runs through SGLang's ModelRunner: %s", reason or "its layers don't run as one")
+        found = None if stack is None else Eagle3Draft(worker, stack)
+        worker.nightjar_eagle3 = found
+    if found is None or batch.forward_mode.is_idle() or len(batch.seq_lens) > len(worker._topk1_parents_prealloc):
+        return None
+    return found
+
+
+def why_not(worker: Any) -> str:
+    """Why this draft can't do without SGLang's ModelRunner, as a clause; "" if it can."""
+    from sglang.srt.models.llama_eagle3 import LlamaForCausalLMEagle3
+    from sglang.srt.runtime_context import get_spec
+
+    runner = worker.draft_runner
+    model = runner.model
+    if worker.topk != 1:
+        return "it drafts trees"
+    if type(model) is not LlamaForCausalLMEagle3:
+        return f"it is a {type(model).__name__}, not an EAGLE-3 head"
+    if get_spec().speculative_use_rejection_sampling:
+        return "drafts are verified against the draft's own probabilities"
+    if runner.canary_manager is not None or worker.server_args.enable_dp_attention:
+        return "a canary or data-parallel attention looks into its passes"
+    inner = model.model
+    norms = [inner.norm, inner.layers[0].input_layernorm]
+    if not all(map(llama_stack.plain_norm, norms)) or runner.token_to_kv_pool.k_buffer[0].dtype not in (
+        torch.float32,
+        torch.bfloat16,
+    ):
+        return "a norm or its KV cache is of a special kind"
+    processor = model.logits_processor
+    if processor.use_fp32_lm_head or processor.final_logit_softcapping or processor.logit_scale is not None:
+        return "its logits are scaled or capped"
+    if not packed_linear.can_pack(model.lm_head.weight):
+        return "its head has no packed form"
+    return ""

@@ -1,0 +1,128 @@
+"""The same batches through both of the draft's paths: SGLang's ModelRunner, and cpu/eagle3_draft.py."""
+
+from itertools import cycle
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from helpers.one_scheduler import OneScheduler
+
+PROMPTS = [list(range(100 + 7 * i, 140 + 9 * i)) for i in range(6)]
+
+
+def all_scenes(target: str, draft: str) -> dict[str, Any]:
+    one = OneScheduler(target, draft)
+    return {"compared": both_paths(one), "runs": without(one)}
+
+
+def both_paths(one: OneScheduler) -> dict[str, Any]:
+    """Greedy requests and requests with a temperature, of several lengths, at changing γ.
+
+    Returns how many chains, next drafts and states of each path were compared, and how many of them differed.
+    """
+    import sglang.srt.speculative.eagle_worker_v2 as eagle
+
+    from sglang_nightjar.cpu import eagle3_draft
+
+    seen = {"chains": 0, "extends": 0, "rejected": 0, "different": []}
+    ours_of, worker = eagle3_draft.of, one.scheduler.draft_worker.draft_worker
+    sglangs = {name: _unhooked(getattr(eagle.EagleDraftWorker, name)) for name in ("draft", "_draft_extend_for_decode")}
+
+    class Both:
+        """Does what it does twice, and goes on with SGLang's results."""
+
+        def __init__(self, ours: eagle3_draft.Eagle3Draft):
+            self.ours = ours
+
+        def verify_input(self, batch: Any) -> Any:
+            ours = self.ours.verify_input(batch)
+            theirs = sglangs["draft"](worker, batch)
+            seen["chains"] += len(batch.reqs)
+            _compare(seen, "chain", ours.draft_token, theirs.draft_token)
+            _compare(seen, "positions", ours.positions, theirs.positions)
+            return theirs
+
+        def read_accepted(self, batch: Any, result: Any) -> None:
+            ours = SimpleNamespace(**vars(result))
+            ours.next_draft_input = SimpleNamespace()
+            self.ours.read_accepted(batch, ours)
+            # By then the cache of accepted positions is ours; SGLang writes it anew, and the rejected ones' too.
+            kept = _written(worker, batch, result)
+            sglangs["_draft_extend_for_decode"](worker, batch, result)
+            _compare(seen, "cache", kept, _written(worker, batch, result))
+            seen["extends"] += len(batch.reqs)
+            seen["rejected"] += int((worker.speculative_num_draft_tokens - result.accept_lens).sum())
+            for name in ("topk_index", "topk_p", "hidden_states"):
+                _compare(seen, name, getattr(ours.next_draft_input, name), getattr(result.next_draft_input, name))
+
+    def both(worker: Any, batch: Any) -> Any:
+        found = ours_of(worker, batch)
+        return None if found is None else Both(found)
+
+    eagle3_draft.of = both
+    for index, ids in enumerate(PROMPTS):
+        one.add(f"r{index}", ids, 14 + 3 * index, temperature=0 if index % 2 else 0.9)
+    one.run(cycle([3, 3, 1, 5, 0, 2]))
+    eagle3_draft.of = ours_of
+    return seen
+
+
+def _unhooked(function: Any) -> Any:
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
+def _written(worker: Any, batch: Any, result: Any) -> torch.Tensor:
+    """The draft's keys and values of the accepted positions."""
+    width = worker.speculative_num_draft_tokens
+    slots = batch.out_cache_loc.view(-1, width)[torch.arange(width) < result.accept_lens[:, None]]
+    pool = worker.draft_runner.token_to_kv_pool
+    return torch.stack([pool.k_buffer[0][slots], pool.v_buffer[0][slots]])
+
+
+def _compare(seen: dict[str, Any], name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype or not torch.equal(ours, theirs):
+        seen["different"].append((name, ours.flatten()[:8].tolist(), theirs.flatten()[:8].tolist()))
+
+
+def without(one: OneScheduler) -> dict[str, Any]:
+    """What the draft's ModelRunner does in a run of ours, and who serves when the draft does not fit."""
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    from sglang_nightjar.cpu import eagle3_draft
+
+    modes: list[str] = []
+    forward = ModelRunner.forward
+
+    def counted(runner: Any, forward_batch: Any, *rest: Any, **named: Any) -> Any:
+        if runner.is_draft_worker:
+            modes.append(forward_batch.forward_mode.name)
+        return forward(runner, forward_batch, *rest, **named)
+
+    ModelRunner.forward = counted
+    answers = []
+    for fits in (True, False):
+        worker = one.scheduler.draft_worker.draft_worker
+        if not fits:
+            worker.nightjar_eagle3 = None
+        modes.clear()
+        one.forget()
+        for index, ids in enumerate(PROMPTS):
+            one.add(f"{fits}{index}", ids, 16)
+        one.run(cycle([3]))
+        lengths = [one.verified[f"{fits}{index}"] for index in range(len(PROMPTS))]
+        texts = [one.output(f"{fits}{index}") for index in range(len(PROMPTS))]
+        answers.append({"modes": sorted(set(modes)), "texts": texts, "accepted": lengths})
+    worker = one.scheduler.draft_worker.draft_worker
+    reasons = {"as it is": eagle3_draft.why_not(worker)}
+    for name, owner, attribute, value in (
+        ("tree", worker, "topk", 4),
+        ("fp32 head", worker.draft_runner.model.logits_processor, "use_fp32_lm_head", True),
+        ("dp attention", worker.server_args, "enable_dp_attention", True),
+    ):
+        kept = getattr(owner, attribute)
+        object.__setattr__(owner, attribute, value)
+        reasons[name] = eagle3_draft.why_not(worker)
+        object.__setattr__(owner, attribute, kept)
+    return {"ours": answers[0], "sglangs": answers[1], "reasons": reasons}
