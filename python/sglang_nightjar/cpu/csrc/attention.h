@@ -13,6 +13,10 @@
 
 namespace nightjar {
 
+constexpr size_t kCacheLine = 64;
+// Rows of a decode or verify step; a prompt's tasks have more.
+constexpr int64_t kStepRows = 24;
+
 // A partial softmax of some rows over some keys: largest score, sum of exponentials relative to it, weighted values.
 struct Partial {
   float *maxima, *sums, *rows;
@@ -70,25 +74,21 @@ inline void merge(const Partial& into, const Partial& part, int64_t rows, int64_
   }
 }
 
-// Starts loading the rows of a coming block, which lie scattered over the cache.
-template <typename Cache>
-inline void prefetch_rows(const Cache* cache, int64_t stride, int64_t width, const int32_t* slots, int64_t count) {
-  for (int64_t i = 0; i < std::min(count, kBlockKeys); ++i) {
-    const char* row = reinterpret_cast<const char*>(cache + slots[i] * stride);
-    for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(Cache)); byte += 64)
-      __builtin_prefetch(row + byte, 0, 2);
-  }
-}
+// Loads of a block's rows, which lie scattered over the cache, begin while the block before it is computed, a line or
+// so between every few products. All at once they would fill the core's buffers and stop it.
 
-// Copies a block of keys, transposed to [dim][kBlockKeys].
+// Copies a block of keys, transposed to [dim][kBlockKeys], and begins to load its values.
 template <typename Cache>
-inline void gather_keys(const Cache* const* rows, int64_t dim, float* keys) {
+inline void gather_keys(const Cache* const* rows, const Cache* const* values, int64_t dim, float* keys) {
   const int64_t whole = dim / kLanes * kLanes;
   for (int64_t i = 0; i < kBlockKeys; i += kLanes) {
     for (int64_t d = 0; d < whole; d += kLanes) {
       Vec square[kLanes];
 #pragma GCC unroll 16
-      for (int r = 0; r < kLanes; ++r) square[r] = load_as_float(rows[i + r] + d);
+      for (int r = 0; r < kLanes; ++r) {
+        square[r] = load_as_float(rows[i + r] + d);
+        if (d * sizeof(Cache) % kCacheLine == 0) __builtin_prefetch(values[i + r] + d);
+      }
       transpose(square);
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; ++r) store(keys + (d + r) * kBlockKeys + i, square[r]);
@@ -98,13 +98,17 @@ inline void gather_keys(const Cache* const* rows, int64_t dim, float* keys) {
   }
 }
 
-// Copies a block of values to [kBlockKeys][padded].
+// Copies a block of values to [kBlockKeys][padded], and begins to load the keys that come next.
 template <typename Cache>
-inline void gather_values(const Cache* const* rows, int64_t dim, int64_t padded, float* values) {
+inline void gather_values(const Cache* const* rows, const Cache* const* next, int64_t dim, int64_t padded,
+                          float* values) {
   for (int64_t i = 0; i < kBlockKeys; ++i) {
     float* out = values + i * padded;
     int64_t d = 0;
-    for (; d + kLanes <= dim; d += kLanes) store(out + d, load_as_float(rows[i] + d));
+    for (; d + kLanes <= dim; d += kLanes) {
+      store(out + d, load_as_float(rows[i] + d));
+      if (d * sizeof(Cache) % kCacheLine == 0) __builtin_prefetch(next[i] + d);
+    }
     for (; d < dim; ++d) out[d] = to_float(rows[i][d]);
     for (; d < padded; ++d) out[d] = 0.0f;
   }
@@ -188,30 +192,38 @@ inline void attend_chunk(const AttentionTensors<T, Cache>& t, const AttentionSha
   for (int64_t key = first; key < end; key += kBlockKeys) {
     const int64_t count = std::min(kBlockKeys, end - key);
     const int32_t* slots = request.slots + key;
-    prefetch_rows(t.k + task.head * dim, t.k_stride, heads * dim, slots + kBlockKeys, end - key - kBlockKeys);
-    prefetch_rows(t.v + task.head * dim, t.v_stride, heads * dim, slots + kBlockKeys, end - key - kBlockKeys);
     for (int64_t h = 0; h < heads; ++h) {
       // Rows past the end repeat the last key: they are masked out, and their weights are zero.
-      const Cache *keys[kBlockKeys], *values[kBlockKeys];
+      const Cache *keys[kBlockKeys], *values[kBlockKeys], *next[kBlockKeys];
+      // The next head of this block, or the first of the next block; at a chunk's end some that are there anyway.
+      const bool is_last = h + 1 == heads;
+      const int64_t ahead = is_last ? std::min(kBlockKeys, end - 1 - key) : 0;
+      const Cache* next_head = t.k + (is_last ? task.head : task.head + h + 1) * dim;
       for (int64_t i = 0; i < kBlockKeys; ++i) {
         const int64_t slot = slots[std::min(i, count - 1)];
+        next[i] = next_head + slots[std::min(ahead + i, end - 1 - key)] * t.k_stride;
         keys[i] = t.k + slot * t.k_stride + (task.head + h) * dim;
         values[i] = t.v + slot * t.v_stride + (task.head + h) * dim;
       }
       const Partial part = partial_at(parts, h, rows, padded);
-      gather_keys(keys, dim, s.keys.data());
+      gather_keys(keys, values, dim, s.keys.data());
       multiply<Store::kOverwrite>(
           s.query.data() + h * rows * dim, dim, rows,
           [&](int64_t j) { return StridedRows{s.keys.data() + j, kBlockKeys}; }, s.scores.data(), kBlockKeys);
       softmax_block(s.scores.data(), part, shape, request, task.row, task.rows, key, count);
       if constexpr (std::is_same_v<Cache, float>) {
         if (dim == padded) {
-          multiply<Store::kAdd>(s.scores.data(), kBlockKeys, rows, [&](int64_t j) { return ScatteredRows{values, j}; },
-                                part.rows, padded);
+          // With many rows each tile would fetch the next keys again.
+          if (rows <= kStepRows)
+            multiply<Store::kAdd>(s.scores.data(), kBlockKeys, rows,
+                                  [&](int64_t j) { return ScatteredRowsBefore{values, next, j}; }, part.rows, padded);
+          else
+            multiply<Store::kAdd>(s.scores.data(), kBlockKeys, rows,
+                                  [&](int64_t j) { return ScatteredRows{values, j}; }, part.rows, padded);
           continue;
         }
       }
-      gather_values(values, dim, padded, s.values.data());
+      gather_values(values, next, dim, padded, s.values.data());
       multiply<Store::kAdd>(s.scores.data(), kBlockKeys, rows,
                             [&](int64_t j) { return StridedRows{s.values.data() + j, padded}; }, part.rows, padded);
     }

@@ -35,6 +35,7 @@ struct PanelRows {
   int64_t ahead;
   const Weight* operator()(int64_t k) const { return data + k * kPanelColumns; }
   static constexpr int kPrefetchInto = kLevel;
+  const char* coming(int64_t k) const { return reinterpret_cast<const char*>(data + k * kPanelColumns) + ahead; }
 };
 
 // Rows scattered over memory, all shifted by the same number of columns.
@@ -43,6 +44,16 @@ struct ScatteredRows {
   int64_t column;
   const float* operator()(int64_t k) const { return rows[k] + column; }
   static constexpr int kPrefetchInto = 0;
+};
+
+// The same; while a row is used, the row of equal number in `next` is fetched.
+struct ScatteredRowsBefore {
+  const float* const* rows;
+  const float* const* next;
+  int64_t column;
+  const float* operator()(int64_t k) const { return rows[k] + column; }
+  static constexpr int kPrefetchInto = 1;
+  const char* coming(int64_t k) const { return reinterpret_cast<const char*>(next[k] + column); }
 };
 
 // c[m][j] (kAdd: +)= sum_k a[m][k] b(k)[j] for kRows rows and kVecs * kLanes columns.
@@ -59,7 +70,7 @@ inline __attribute__((always_inline)) void tile(const float* __restrict a, int64
     // Written out here: in a function of its own GCC takes a prefetch for a computation without effect and drops it.
     if constexpr (Rows::kPrefetchInto > 0)
       for (size_t j = 0; j < kVecs * kLanes * sizeof *row; j += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(row) + b.ahead + j, 0, 4 - Rows::kPrefetchInto);
+        __builtin_prefetch(b.coming(k) + j, 0, 4 - Rows::kPrefetchInto);
     for (int m = 0; m < kRows; ++m) {
       const float x = a[m * lda + k];
       for (int j = 0; j < kVecs; ++j) acc[m][j] += x * bv[j];
