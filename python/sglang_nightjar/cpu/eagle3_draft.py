@@ -87,10 +87,7 @@ class Eagle3Draft:
         self._worker = worker
         self._model = worker.draft_runner.model
         self._stack = stack
-        self._pool = worker.draft_runner.token_to_kv_pool
         self._vocabulary = self._model.config.draft_vocab_size
-        #: The target's id of each of the draft's tokens; None if they are the same.
-        self._ids = worker.hot_token_id
 
     def verify_input(self, batch: Any) -> Any:
         """In the place of ``EagleDraftWorker.draft``: an ``EagleVerifyInput`` with each request's chain."""
@@ -158,18 +155,28 @@ class Eagle3Draft:
         hidden: torch.Tensor,
         batch: AttentionBatch,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return run_layers(self._model.model, self._stack, input_ids, positions, slots, hidden, batch, self._pool)
+        return run_layers(
+            self._model.model,
+            self._stack,
+            input_ids,
+            positions,
+            slots,
+            hidden,
+            batch,
+            self._worker.draft_runner.token_to_kv_pool,
+        )
 
     def _draw(
         self, states: torch.Tensor, sampling_info: Any, positions: torch.Tensor, rows: torch.Tensor
     ) -> torch.Tensor:
         """The draft's own ids int64 ``[batch, 1]``, from one state of each request ``[batch, hidden]``."""
         logits = packed_linear.packed(self._model.lm_head.weight).linear(states)[:, : self._vocabulary].contiguous()
-        chain_sampling.draw_drafts_(logits, sampling_info, positions, rows, self._ids)
+        chain_sampling.draw_drafts_(logits, sampling_info, positions, rows, self._worker.hot_token_id)
         return chain_verify.argmax(logits)[:, None]
 
     def _target_ids(self, drawn: torch.Tensor) -> torch.Tensor:
-        return drawn if self._ids is None else self._ids[drawn]
+        ids = self._worker.hot_token_id
+        return drawn if ids is None else ids[drawn]
 
 
 def of(worker: Any, batch: Any) -> Eagle3Draft | None:
