@@ -211,10 +211,7 @@ def why_not(worker: Any) -> str:
         return "a canary or data-parallel attention looks into its passes"
     inner = model.model
     norms = [inner.norm, inner.layers[0].input_layernorm]
-    if not all(map(llama_stack.plain_norm, norms)) or runner.token_to_kv_pool.k_buffer[0].dtype not in (
-        torch.float32,
-        torch.bfloat16,
-    ):
+    if not all(map(llama_stack.plain_norm, norms)) or not llama_stack.usable_pool(runner.token_to_kv_pool):
         return "a norm or its KV cache is of a special kind"
     processor = model.logits_processor
     if processor.use_fp32_lm_head or processor.final_logit_softcapping or processor.logit_scale is not None:

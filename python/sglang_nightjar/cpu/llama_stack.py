@@ -154,11 +154,15 @@ def plain_norm(norm: Any) -> bool:
     )
 
 
+def usable_pool(pool: Any) -> bool:
+    """True if a stack can write to this KV pool."""
+    return getattr(pool, "k_buffer", None) is not None and pool.k_buffer[0].dtype in (torch.float32, torch.bfloat16)
+
+
 def usable_backend(backend: Any, forward_batch: Any) -> bool:
     """True if this forward pass can use a stack: our attention, a cache it can write to, a batch that is not empty."""
     return (
         isinstance(backend, CpuAttentionBackend)
-        and getattr(backend.token_to_kv_pool, "k_buffer", None) is not None
-        and backend.token_to_kv_pool.k_buffer[0].dtype in (torch.float32, torch.bfloat16)
+        and usable_pool(backend.token_to_kv_pool)
         and not forward_batch.forward_mode.is_idle()
     )
