@@ -79,6 +79,8 @@ def run_scheduler_process(*args: Any, **kwargs: Any) -> Any:
     from sglang.srt.model_executor.model_runner import ModelRunner
     from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 
+    from sglang_nightjar.cpu.eagle3_draft import Eagle3Draft
+
     Scheduler.event_loop_normal = Scheduler.event_loop_overlap = _loop
     Scheduler.write_iterations = _write_iterations
     Scheduler.write_floor = _write_floor
@@ -86,4 +88,7 @@ def run_scheduler_process(*args: Any, **kwargs: Any) -> Any:
     EAGLEWorkerV2.verify = _timed("verify", EAGLEWorkerV2.verify)
     EagleDraftWorker.draft = _timed("draft", EagleDraftWorker.draft)
     EagleDraftWorker._draft_extend_for_decode = _timed("draft_extend", EagleDraftWorker._draft_extend_for_decode)
+    # What takes the place of the two where it can.
+    Eagle3Draft.verify_input = _timed("draft", Eagle3Draft.verify_input)
+    Eagle3Draft.read_accepted = _timed("draft_extend", Eagle3Draft.read_accepted)
     return process.run_scheduler_process(*args, **kwargs)

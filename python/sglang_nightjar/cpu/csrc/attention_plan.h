@@ -23,6 +23,9 @@ struct AttentionShape {
   int64_t padded() const { return (dim + kPanelColumns - 1) / kPanelColumns * kPanelColumns; }
 };
 
+// Floats that a partial result takes (attention_data.h), in whole cache lines.
+inline int64_t partial_size(int64_t rows, int64_t padded) { return rows * padded + (2 * rows + 15) / 16 * 16; }
+
 // One request's part of the batch: `rows` new rows from row `first_row` of the query, at the end of `length` positions.
 struct Request {
   const int32_t* slots;
@@ -74,7 +77,7 @@ struct AttentionPlan {
     Request& request = requests[r];
     const int64_t begin = first_chunk(request, 0, shape);
     const int64_t chunks = (request.length + kChunkKeys - 1) / kChunkKeys - begin;
-    const int64_t part = request.rows * shape.group() * (shape.padded() + 2);
+    const int64_t part = partial_size(request.rows * shape.group(), shape.padded());
     if (chunks > 1) {
       request.chunks = chunks;
       request.partials = partial_floats;

@@ -251,9 +251,9 @@ void run_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache
                                                      v_cache.stride(0),
                                                      static_cast<T*>(out.data_ptr()),
                                                      out.stride(0)};
-  const auto partials = std::make_unique_for_overwrite<float[]>(plan.partial_floats);
+  const nightjar::AlignedFloats partials(plan.partial_floats);
   Team::parallel(2, true,
-                 [&](Team::Member& team) { nightjar::attention(team, plan, shape, tensors, partials.get()); });
+                 [&](Team::Member& team) { nightjar::attention(team, plan, shape, tensors, partials.data()); });
 }
 
 // q, out: [rows, heads, dim]; caches: [slots, kv_heads, dim]; each pair float32 or bfloat16. See attention.h.

@@ -1,7 +1,6 @@
 // A stack of Llama decoder layers as one call: no Python and no tensor bookkeeping between the layers.
 #pragma once
 
-#include <memory>
 #include <vector>
 
 #include "attention.h"
@@ -93,10 +92,9 @@ inline void llama_forward(const LlamaStack& s, const LlamaBatch& batch, float* r
   const int64_t rows = batch.rows, hidden = s.hidden, dim = s.attention.dim;
   const int64_t q_width = s.attention.heads * dim;
   const int64_t qkv_width = q_width + 2 * s.attention.kv_heads * dim;
-  const auto floats = [](int64_t count) { return std::make_unique_for_overwrite<float[]>(count); };
-  const auto normed = floats(rows * hidden), qkv = floats(rows * qkv_width), attended = floats(rows * q_width);
-  const auto gate_up = floats(rows * 2 * s.intermediate), activated = floats(rows * s.intermediate);
-  const auto partials = floats(batch.plan->partial_floats);
+  const AlignedFloats normed(rows * hidden), qkv(rows * qkv_width), attended(rows * q_width);
+  const AlignedFloats gate_up(rows * 2 * s.intermediate), activated(rows * s.intermediate);
+  const AlignedFloats partials(batch.plan->partial_floats);
   Team::parallel(s.layers.size() * kPhasesPerLayer, true, [&](Team::Member& team) {
     size_t captured = 0;
     for (size_t i = 0; i < s.layers.size(); ++i) {
@@ -109,26 +107,26 @@ inline void llama_forward(const LlamaStack& s, const LlamaBatch& batch, float* r
         });
         ++captured;
       }
-      const float* input = normed.get();
+      const float* input = normed.data();
       int64_t input_width = hidden;
       if (i == 0 && batch.first_input != nullptr) {
         input = batch.first_input;
         input_width = layer.qkv.in;
       } else {
-        rms_norm(team, residual, hidden, layer.input_norm, normed.get(), hidden, rows, hidden, s.eps);
+        rms_norm(team, residual, hidden, layer.input_norm, normed.data(), hidden, rows, hidden, s.eps);
       }
-      linear<Store::kOverwrite>(team, input, input_width, rows, layer.qkv, nullptr, qkv.get(), qkv_width);
+      linear<Store::kOverwrite>(team, input, input_width, rows, layer.qkv, nullptr, qkv.data(), qkv_width);
       if (s.bfloat16_cache) {
-        detail::attend<BFloat16>(team, s, layer, batch, qkv.get(), qkv_width, attended.get(), partials.get());
+        detail::attend<BFloat16>(team, s, layer, batch, qkv.data(), qkv_width, attended.data(), partials.data());
       } else {
-        detail::attend<float>(team, s, layer, batch, qkv.get(), qkv_width, attended.get(), partials.get());
+        detail::attend<float>(team, s, layer, batch, qkv.data(), qkv_width, attended.data(), partials.data());
       }
-      linear<Store::kAdd>(team, attended.get(), q_width, rows, layer.o, nullptr, residual, hidden);
-      rms_norm(team, residual, hidden, layer.post_norm, normed.get(), hidden, rows, hidden, s.eps);
-      linear<Store::kOverwrite>(team, normed.get(), hidden, rows, layer.gate_up, nullptr, gate_up.get(),
+      linear<Store::kAdd>(team, attended.data(), q_width, rows, layer.o, nullptr, residual, hidden);
+      rms_norm(team, residual, hidden, layer.post_norm, normed.data(), hidden, rows, hidden, s.eps);
+      linear<Store::kOverwrite>(team, normed.data(), hidden, rows, layer.gate_up, nullptr, gate_up.data(),
                                 2 * s.intermediate);
-      silu_and_mul(team, gate_up.get(), activated.get(), rows, s.intermediate);
-      linear<Store::kAdd>(team, activated.get(), s.intermediate, rows, layer.down, nullptr, residual, hidden);
+      silu_and_mul(team, gate_up.data(), activated.data(), rows, s.intermediate);
+      linear<Store::kAdd>(team, activated.data(), s.intermediate, rows, layer.down, nullptr, residual, hidden);
     }
   });
 }

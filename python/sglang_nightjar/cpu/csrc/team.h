@@ -19,6 +19,8 @@ namespace nightjar {
 class Team {
   struct alignas(64) Phase {
     std::atomic<int64_t> claimed{0}, done{0};
+
+    int64_t claim() { return claimed.fetch_add(1, std::memory_order_relaxed); }
   };
 
  public:
@@ -37,14 +39,27 @@ class Team {
         return;
       }
       Phase& phase = team_.phases_[next_++];
-      for (int64_t i; (i = phase.claimed.fetch_add(1, std::memory_order_relaxed)) < count;) {
+      for (int64_t i; (i = phase.claim()) < count;) {
         piece(i);
         phase.done.fetch_add(1, std::memory_order_release);
       }
-      for (int64_t turns = 0; phase.done.load(std::memory_order_acquire) < count; ++turns) {
-        // Whoever holds the last piece may be waiting for this very core.
-        if (turns > kPatience) sched_yield();
+      wait(phase, count);
+    }
+
+    // The same as piece(i, next), where `next` is what this thread does afterwards, or `count` or more.
+    template <typename Piece>
+    void run_ahead(int64_t count, const Piece& piece) {
+      if (team_.threads_ == 1) {
+        for (int64_t i = 0; i < count; ++i) piece(i, i + 1);
+        return;
       }
+      Phase& phase = team_.phases_[next_++];
+      for (int64_t i = phase.claim(), next; i < count; i = next) {
+        next = phase.claim();
+        piece(i, next);
+        phase.done.fetch_add(1, std::memory_order_release);
+      }
+      wait(phase, count);
     }
 
     // The same for ranges of [0, count), `size` long except for the last.
@@ -55,6 +70,14 @@ class Team {
 
    private:
     static constexpr int64_t kPatience = 2000;
+
+    static void wait(const Phase& phase, int64_t count) {
+      for (int64_t turns = 0; phase.done.load(std::memory_order_acquire) < count; ++turns) {
+        // Whoever holds the last piece may be waiting for this very core.
+        if (turns > kPatience) sched_yield();
+      }
+    }
+
     Team& team_;
     size_t next_ = 0;
   };

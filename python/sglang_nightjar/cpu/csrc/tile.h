@@ -46,16 +46,6 @@ struct ScatteredRows {
   static constexpr int kPrefetchInto = 0;
 };
 
-// The same; while a row is used, the row of equal number in `next` is fetched.
-struct ScatteredRowsBefore {
-  const float* const* rows;
-  const float* const* next;
-  int64_t column;
-  const float* operator()(int64_t k) const { return rows[k] + column; }
-  static constexpr int kPrefetchInto = 1;
-  const char* coming(int64_t k) const { return reinterpret_cast<const char*>(next[k] + column); }
-};
-
 // c[m][j] (kAdd: +)= sum_k a[m][k] b(k)[j] for kRows rows and kVecs * kLanes columns.
 template <int kRows, int kVecs, Store kStore, typename Rows>
 inline __attribute__((always_inline)) void tile(const float* __restrict a, int64_t lda, Rows b, int64_t depth,
@@ -65,6 +55,7 @@ inline __attribute__((always_inline)) void tile(const float* __restrict a, int64
     for (int j = 0; j < kVecs; ++j) acc[m][j] = Vec{};
   for (int64_t k = 0; k < depth; ++k) {
     const auto* row = b(k);
+    if constexpr (requires { b.used(k, 0.0f); }) b.used(k, kRows * kVecs / 2.0f);
     Vec bv[kVecs];
     for (int j = 0; j < kVecs; ++j) bv[j] = load_as_float(row + j * kLanes);
     // Written out here: in a function of its own GCC takes a prefetch for a computation without effect and drops it.

@@ -181,4 +181,11 @@ inline BFloat16 from_float<BFloat16>(float x) {
   return {static_cast<uint16_t>((wide + 0x7fff + ((wide >> 16) & 1)) >> 16)};
 }
 
+// Scores under a soft cap: cap * tanh(x / cap); unchanged if there is none (0).
+inline Vec capped(Vec x, float cap) {
+  if (cap > 0)
+    for (int lane = 0; lane < kLanes; ++lane) x[lane] = cap * std::tanh(x[lane] / cap);
+  return x;
+}
+
 }  // namespace nightjar
