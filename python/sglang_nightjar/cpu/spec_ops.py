@@ -13,35 +13,36 @@ import ctypes
 import numpy as np
 import torch
 
+# A few numbers of each request are read and written here, for which torch's operators take twenty times as long as
+# NumPy's: between two forward passes nothing of theirs is left in a cache.
+
 TREE_UNSUPPORTED = "the CPU engine supports draft chains only: start with --speculative-eagle-topk 1"
 
 
-def _ragged_positions(rows: torch.Tensor, start: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _ragged_positions(rows: torch.Tensor, start: torch.Tensor, end: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates in ``req_to_token`` of every position in ``[start_i, end_i)`` of every request, request by request.
 
-    All arguments are ``[batch]``. Returns two int64 tensors ``[sum(end - start)]``.
+    All arguments are ``[batch]``. Returns two arrays ``[sum(end - start)]``.
     """
-    if not rows.numel():
-        return rows.new_empty(0, dtype=torch.int64), rows.new_empty(0, dtype=torch.int64)
-    if bool((end - start == 1).all()):
+    rows, start, end = rows.numpy(), start.numpy(), end.numpy()
+    if (end - start == 1).all():
         # A decode step: one position of each request.
-        return rows.to(torch.int64), start.to(torch.int64)
-    # No repeat_interleave: it wakes the thread pool for however little, and cost a twentieth of a verify step.
-    column = start.to(torch.int64)[:, None] + torch.arange(int((end - start).max()))
+        return rows, start
+    column = start[:, None] + np.arange((end - start).max(initial=0))
     inside = column < end[:, None]
-    return rows.to(torch.int64)[:, None].expand_as(column)[inside], column[inside]
+    return np.broadcast_to(rows[:, None], column.shape)[inside], column[inside]
 
 
 def assign_req_to_token_pool_cpu(req_pool_indices, req_to_token, start_offset, end_offset, out_cache_loc, pool_len):
     """Write ``out_cache_loc`` (flat, request by request) to ``req_to_token[row_i, start_i:end_i]``."""
     row, column = _ragged_positions(req_pool_indices, start_offset, end_offset)
-    req_to_token[row, column] = out_cache_loc[: row.numel()].to(req_to_token.dtype)
+    req_to_token.numpy()[row, column] = out_cache_loc.numpy()[: row.size]
 
 
 def assign_extend_cache_locs_cpu(req_pool_indices, req_to_token, start_offset, end_offset, out_cache_loc, pool_len):
     """Read ``req_to_token[row_i, start_i:end_i]`` into ``out_cache_loc``, request by request."""
     row, column = _ragged_positions(req_pool_indices, start_offset, end_offset)
-    out_cache_loc[: row.numel()] = req_to_token[row, column].to(out_cache_loc.dtype)
+    out_cache_loc.numpy()[: row.size] = req_to_token.numpy()[row, column]
 
 
 def assign_draft_cache_locs_contiguous_cpu(
@@ -109,10 +110,6 @@ def verify_tree_greedy_cpu(
     """
     accepted = leading_matches(candidates, target_predict)
     write_accepted_chain(predicts, accept_index, accept_token_num, target_predict, accepted)
-
-
-# The next two read a few numbers of each request, where torch's operators take twenty times as long as NumPy's: between
-# two forward passes nothing of theirs is left in a cache.
 
 
 def leading_matches(candidates: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,8 @@ _ROUND = 512
 #: Frames that a new policy is warmed with: 13 s of one scheduler at 300 iterations a second.
 _RECENT = 4096
 _OURS = (Plan, HelloWanted, Reply)
-_TICK_MS = 20
+#: Every wake-up takes time from those who compute.
+_TICK_MS = 100
 _SHORTEST_ROUND = 0.0004
 _ESTIMATES_EVERY = 1.0
 _SAVE_EVERY = 60.0
