@@ -150,6 +150,20 @@ def test_pieces_are_bounded_and_the_longest_running_request_comes_first(monkeypa
     assert sum(len(piece) for piece in scene.filled) == 80
 
 
+def test_the_newest_positions_come_last_and_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that is ready early waits with its newest position, so that the draft's head is read once."""
+    scene = Scene(monkeypatch, lengths=[60, 40], step=16)
+    scene.miss(1, list(range(20, 60)))
+    scene.miss(2, list(range(36, 40)))
+    left = []
+    while not scene.catch_up.step(scene.batch):
+        assert not any(piece.last == (60, 40)[piece.index] for piece in scene.filled)
+        left.append(sum(last - first for runs in scene.catch_up.missing(scene.batch).values() for first, last in runs))
+    assert left == [28, 12]
+    assert [piece for piece in scene.filled if piece.last == (60, 40)[piece.index]] == scene.filled[-2:]
+    assert scene.batch.spec_info.topk_index.flatten().tolist() == [10, 11]
+
+
 def test_what_the_journal_lost_is_computed_anew_in_smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(monkeypatch, [90], journal_rows=20, step=32)
     scene.miss(1, list(range(30, 90)))

@@ -1,8 +1,8 @@
 """Coming back: the draft's cache is filled for the positions that running requests gained without it.
 
 It happens in front of a decode iteration that wants drafts, in pieces of bounded size, the longest-running request
-first; as long as something is missing the iteration decodes without drafts. The last piece of each request leaves the
-state from which its next draft starts, exactly as after a prefill.
+first; as long as something is missing the iteration decodes without drafts. Last comes the newest position of every
+request, in one pass for all: it leaves the state from which the next draft starts, exactly as after a prefill.
 """
 
 from typing import Any
@@ -96,7 +96,11 @@ class CatchUp:
         budget = max(self._tokens_per_step, self._tokens_per_request * len(batch.reqs))
         lengths = (batch.seq_lens_cpu if batch.seq_lens_cpu is not None else batch.seq_lens.cpu()).tolist()
         while missing and budget > 0:
-            pieces, budget = self._choose(batch, missing, budget)
+            fits = sum(last - first for runs in missing.values() for first, last in runs) <= budget
+            now = missing if fits else _without_newest(missing, lengths)
+            if not now:
+                break
+            pieces, budget = self._choose(batch, now, budget)
             if pieces:
                 self._fill(batch, pieces, lengths)
             missing = self.missing(batch)
@@ -147,6 +151,19 @@ class CatchUp:
         self.tokens += len(slots)
         if ended:
             _start_drafting_from(batch.spec_info, [pieces[number].index for number in ended], ended, output)
+
+
+def _without_newest(missing: dict[int, list[tuple[int, int]]], lengths: list[int]) -> dict[int, list[tuple[int, int]]]:
+    """``missing`` without the last position of each request.
+
+    A request that is complete while others are not gains a position in every iteration that waits for them, and only
+    what the draft says at its newest one counts: to ask each time would read the draft's head, which may be most of it.
+    """
+    rest = {
+        index: [(first, min(last, lengths[index] - 1)) for first, last in runs if first < lengths[index] - 1]
+        for index, runs in missing.items()
+    }
+    return {index: runs for index, runs in rest.items() if runs}
 
 
 def _affordable(worker: Any) -> tuple[int, int]:
