@@ -5,11 +5,11 @@ after it, both known when the target computes the position. Rows outlive their r
 a prefix from the radix cache can be caught up too. A slot that is used again is simply written again.
 
 On a GPU the newest rows are on the device, in blocks; a full block is copied to pinned host memory on a stream of its
-own, long before its place is needed again. On a CPU there is one memory and no copy; there the rows of a few steps are
-written together, because what a step costs is the calls, not the bytes.
+own, long before its place is needed again. On a CPU there is one memory and no copy; there it is noted for a few steps
+together whose rows they are, because what that costs is the calls, not the bytes.
 """
 
-from collections.abc import Sequence
+import ctypes
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 #: Rows of the ring that stay on a GPU, in so many blocks.
 DEVICE_ROWS = 8192
 _BLOCKS = 8
-#: Rows that wait on a CPU to be written together.
+#: Rows that wait on a CPU until it is noted whose they are.
 _TOGETHER = 64
 
 
@@ -41,7 +41,7 @@ class Journal:
 
     Attributes:
         capacity: rows that it can hold.
-        written: rows written since the start, without those that wait to be written together.
+        written: rows written since the start, without those of which it was not noted yet whose they are.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Journal:
             self.capacity = max(both, device_rows)
         self._device_rows = min(device_rows, self.capacity) if self._device.type == "cuda" else self.capacity
         self._allocated = False
-        self._waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._rows_waiting = 0
 
     def bytes(self) -> dict[str, int]:
@@ -98,52 +98,68 @@ class Journal:
     def write(self, slots: torch.Tensor, hidden: torch.Tensor, tokens: torch.Tensor) -> None:
         """Append positions: their slots int64 ``[n]``, hidden states ``[n, width]``, and the tokens after them.
 
-        On a CPU the tensors are kept for a while: nobody may change them. (A CUDA graph's outputs are changed by its
-        next replay.)
+        On a CPU slots and tokens are kept for a while: nobody may change them.
         """
         if not self.capacity:
             return
         self.allocate()
-        if self._device.type == "cpu" and len(slots) < _TOGETHER:
-            self._waiting.append((slots, hidden, tokens))
+        if self._device.type == "cpu" and not self._spills and len(slots) < _TOGETHER:
+            self._put(self.written + self._rows_waiting, hidden)
+            self._waiting.append((slots, tokens))
             self._rows_waiting += len(slots)
             if self._rows_waiting >= _TOGETHER:
-                self._write_waiting()
+                self._note_waiting()
             return
-        self._write_waiting()
-        self._write(slots, hidden, tokens)
-
-    def _write_waiting(self) -> None:
-        if not self._waiting:
-            return
-        waiting, self._waiting, self._rows_waiting = self._waiting, [], 0
-        slots, hidden, tokens = zip(*waiting, strict=True)
-        self._write(torch.cat(slots), _joined(hidden), torch.cat(tokens))
-
-    def _write(self, slots: torch.Tensor, hidden: torch.Tensor, tokens: torch.Tensor) -> None:
+        self._note_waiting()
         if len(slots) > self.capacity:
             # Of a prompt longer than the journal the end is kept: a request's beginning is computed anew first.
             slots, hidden, tokens = (value[-self.capacity :] for value in (slots, hidden, tokens))
         at = 0
         while at < len(slots):
-            place, first = self.written % self._device_rows, self.written % self.capacity
-            count = min(len(slots) - at, self._device_rows - place, self.capacity - first)
+            place = self.written % self._device_rows
+            count = min(len(slots) - at, self._device_rows - place)
             if self._spills:
                 count = min(count, self._block_rows - place % self._block_rows)
                 self._before_overwriting(place)
             part = slice(at, at + count)
             _copy(self._hidden[place : place + count], hidden[part])
+            self._note(slots[part], tokens[part])
+            at += count
+            if self._spills and self.written % self._block_rows == 0:
+                self._spill(place // self._block_rows)
+
+    def _put(self, row: int, hidden: torch.Tensor) -> None:
+        """States ``[n, width]`` to rows ``row``, ``row + 1`` ... since the start, on a CPU."""
+        place = row % self.capacity
+        room = self.capacity - place
+        here = hidden[:room]
+        _copy(self._hidden[place : place + len(here)], here)
+        if len(hidden) > room:
+            self._put(row + room, hidden[room:])
+
+    def _note_waiting(self) -> None:
+        if not self._waiting:
+            return
+        waiting, self._waiting, self._rows_waiting = self._waiting, [], 0
+        slots, tokens = zip(*waiting, strict=True)
+        self._note(torch.cat(slots), torch.cat(tokens))
+
+    def _note(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
+        """The next rows are those of ``slots``, with ``tokens`` after them."""
+        at = 0
+        while at < len(slots):
+            first = self.written % self.capacity
+            count = min(len(slots) - at, self.capacity - first)
+            part = slice(at, at + count)
             self._tokens[first : first + count] = tokens[part]
             self._owner[first : first + count] = slots[part]
             self._note_places(slots[part], first)
             self.written += count
             at += count
-            if self._spills and self.written % self._block_rows == 0:
-                self._spill(place // self._block_rows)
 
     def find(self, slots: torch.Tensor) -> Found:
         """Look int64 ``[n]`` slots up. Waits for the device."""
-        self._write_waiting()
+        self._note_waiting()
         if not self._allocated:
             return Found(slots, torch.zeros(len(slots), dtype=torch.bool))
         places = self._place[slots]
@@ -169,7 +185,7 @@ class Journal:
 
     def moved(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Slots ``source`` now live in ``target``; the two have no slot in common."""
-        self._write_waiting()
+        self._note_waiting()
         if not self._allocated:
             return
         places = self._place[source]
@@ -201,18 +217,13 @@ class Journal:
             self._copied[block].record(self._stream)
 
 
-def _joined(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
-    """``[n_i, width]`` in host memory below each other, on this thread: see `_copy`."""
-    rows = np.concatenate([piece.contiguous().view(torch.uint8).numpy() for piece in pieces])
-    return torch.from_numpy(rows).view(pieces[0].dtype)
-
-
 def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
-    """``source`` into ``target``, on this thread where both are in host memory.
+    """``source`` into ``target``, which is contiguous; on this thread where both are in host memory.
 
-    A copy of more than 32,768 values wakes torch's other threads, which takes a hundred times as long as the copy.
+    A copy of more than 32,768 values wakes torch's other threads, which takes longer than the copy; NumPy takes twice
+    as long for bytes as the system does.
     """
     if target.device.type == source.device.type == "cpu" and target.dtype == source.dtype:
-        target.view(torch.uint8).numpy()[...] = source.contiguous().view(torch.uint8).numpy()
+        ctypes.memmove(target.data_ptr(), source.contiguous().data_ptr(), target.nbytes)
     else:
         target.copy_(source)
