@@ -59,6 +59,11 @@ def interrupted(one: Any, prompts: list[list[int]], off: int, steps: int, place:
     began = len(one.used)
     one.verified.clear()
     while sum(gamma > 0 for gamma in one.used[began:]) < steps:
+        if not one.scheduler.running_batch.reqs:
+            raise RuntimeError(
+                f"the requests ended before their drafts were back for {steps} steps: {off} tokens of {len(prompts)} requests "
+                "are more than the journal holds, or than they can make good while they run; try fewer --requests"
+            )
         one.step(GAMMA)
     back = one.used[began:].index(GAMMA)
     found = {
