@@ -61,8 +61,9 @@ def interrupted(one: Any, prompts: list[list[int]], off: int, steps: int, place:
     while sum(gamma > 0 for gamma in one.used[began:]) < steps:
         if not one.scheduler.running_batch.reqs:
             raise RuntimeError(
-                f"the requests ended before their drafts were back for {steps} steps: {off} tokens of {len(prompts)} requests "
-                "are more than the journal holds, or than they can make good while they run; try fewer --requests"
+                f"the requests ended before their drafts were back for {steps} steps: {off} tokens of {len(prompts)} "
+                "requests are more than the journal holds, or than they can make good while they run; "
+                "try fewer --requests"
             )
         one.step(GAMMA)
     back = one.used[began:].index(GAMMA)
@@ -90,7 +91,7 @@ def _aborted() -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--off", type=int, nargs="+", default=[50, 500, 2000])
-    parser.add_argument("--requests", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--kv-tokens", type=int, default=32768)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")

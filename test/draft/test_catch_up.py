@@ -234,7 +234,21 @@ def test_coming_back_is_left_alone_where_it_cannot_pay(monkeypatch: pytest.Monke
     assert scene.catch_up.too_dear == (not pays)
 
 
-def test_what_the_journal_has_always_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("left, pays", [(6, False), (7, True)])
+def test_requests_that_end_before_their_drafts_are_back_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, left: int, pays: bool
+) -> None:
+    """180 positions, of which an iteration fills 32 while two requests gain one each: 6 iterations."""
+    scene = Scene(monkeypatch, [95, 95])
+    scene.miss(1, list(range(5, 95)))
+    scene.miss(2, list(range(5, 95)))
+    for req in scene.batch.reqs:
+        req.sampling_params.max_new_tokens = len(req.output_ids) + left
+    assert scene.catch_up.can_pay(scene.batch, 3) is pays
+    assert scene.catch_up.too_dear == (not pays)
+
+
+def test_what_the_journal_has_pays_if_it_is_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(monkeypatch, [40])
     scene.miss(1, list(range(10, 40)))
     scene.batch.reqs[0].sampling_params.max_new_tokens = len(scene.batch.reqs[0].output_ids) + 1

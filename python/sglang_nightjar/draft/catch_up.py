@@ -68,22 +68,28 @@ class CatchUp:
     def can_pay(self, batch: Any, gamma: int) -> bool:
         """False if making ``batch`` ready for ``gamma`` drafts is sure to cost more than these can save.
 
-        What was not kept is computed in pieces, each a pass of the target, about as dear as a decode step. At best all
-        drafts are accepted until the last request ends, which saves ``gamma`` steps of ``gamma + 1``. Counted and not
-        timed, because all ranks of a TP group must find the same.
+        What was kept takes iterations; whoever ends before them has no drafts. What was not kept is computed in pieces,
+        each a pass of the target, about as dear as a decode step. At best all drafts are accepted until the last
+        request ends, which saves ``gamma`` steps of ``gamma + 1``. Counted and not timed, because all ranks of a TP
+        group must find the same.
         """
         missing = self.missing(batch)
         if not missing:
             return True
         spans = [slots_of(batch, Piece(index, *run)) for index, found in missing.items() for run in found]
-        lost = int((~self._inputs.kept(torch.unique(torch.cat(spans)))).sum())
-        if not lost:
-            return True
-        passes = -(-lost // max(1, self._tokens_per_step // RECOMPUTE_WEIGHT))
+        kept = self._inputs.kept(torch.unique(torch.cat(spans)))
+        found = int(kept.sum())
+        # Meanwhile every request gains a position in each.
+        iterations = found // max(1, self._budget(batch) - len(batch.reqs))
+        passes = -(-(len(kept) - found) // max(1, self._tokens_per_step // RECOMPUTE_WEIGHT))
         left = max(req.sampling_params.max_new_tokens - len(req.output_ids) for req in batch.reqs)
-        pays = passes < left * gamma / (gamma + 1)
+        pays = iterations + passes < left and (not passes or passes < left * gamma / (gamma + 1))
         self.too_dear += not pays
         return pays
+
+    def _budget(self, batch: Any) -> int:
+        """Positions that an iteration of ``batch`` may fill."""
+        return max(self._tokens_per_step, self._tokens_per_request * len(batch.reqs))
 
     def step(self, batch: Any) -> bool:
         """One bounded piece of work for the requests of ``batch``, before it decodes; True if nothing is missing."""
@@ -93,7 +99,7 @@ class CatchUp:
         self.steps += 1
         before, recomputed = self.tokens, self.recomputed
         self.watch.start()
-        budget = max(self._tokens_per_step, self._tokens_per_request * len(batch.reqs))
+        budget = self._budget(batch)
         lengths = (batch.seq_lens_cpu if batch.seq_lens_cpu is not None else batch.seq_lens.cpu()).tolist()
         while missing and budget > 0:
             fits = sum(last - first for runs in missing.values() for first, last in runs) <= budget
