@@ -1,4 +1,4 @@
-"""A policy for measurements and tests: γ by the number of decode iterations, over and over."""
+"""A policy for measurements: γ by the number of decode iterations, over and over."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,8 @@ from sglang_nightjar.core.policy import Decision, Policy, nearest_candidate
 @dataclass(frozen=True)
 class PhasesParams:
     """Attributes:
-    iterations, gammas: of each phase how long it lasts, and its γ.
+    iterations, gammas: of each phase its γ, and how many iterations with that γ it lasts; those that only make ready
+        for it don't count.
     residency: where the draft shall be, ``device`` or ``host``; always.
     """
 
@@ -28,20 +29,23 @@ class Phases(Policy):
     def __init__(self, params: PhasesParams | None = None, seed: int = 0) -> None:
         super().__init__(params, seed)
         self.candidates: tuple[int, ...] = (0,)
-        self.began = 0
-        self.phase = 0
+        self.phase = self.seen = 0
 
     def hello(self, hello: Hello) -> Decision:
         self.candidates = hello.candidates
         return self._decision()
 
     def telemetry(self, sender: str, record: Telemetry) -> Decision | None:
-        if record.iteration - self.began < self.params.iterations[self.phase]:
+        self.seen += record.gamma == self._gamma()
+        if self.seen < self.params.iterations[self.phase]:
             return None
-        self.began = record.iteration
+        self.seen = 0
         self.phase = (self.phase + 1) % len(self.params.gammas)
         return self._decision()
 
+    def _gamma(self) -> int:
+        return nearest_candidate(self.params.gammas[self.phase], self.candidates)
+
     def _decision(self) -> Decision:
-        gamma = nearest_candidate(self.params.gammas[self.phase], self.candidates)
+        gamma = self._gamma()
         return Decision(constant(gamma), f"phase {self.phase}: γ={gamma}", self.params.residency)

@@ -84,7 +84,8 @@ def _measure(client: Client, lag: int, batch: int, gamma: int, rounds: int) -> d
     params = {"iterations": [lag, _ON], "gammas": [0, gamma]}
     client.set_policy({"path": str(Path(phases_policy.__file__).resolve()), "params": params})
     before = client.status()["ranks"][0]["draft"]["catch_up"]["returns"]
-    tokens = rounds * (lag + (gamma + 1) * _ON)
+    # A return takes iterations, too: on a CPU up to a third of the lag, or as many with a large draft.
+    tokens = rounds * (2 * lag + (gamma + 1) * _ON)
     _generate(client, [f"{i}. Once upon a time" for i in range(batch)], tokens)
     catch_up = client.status()["ranks"][0]["draft"]["catch_up"]
     new = catch_up["returns"] - before
