@@ -76,14 +76,14 @@ class CatchUp:
         missing = self.missing(batch)
         if not missing:
             return True
-        spans = [slots_of(batch, Piece(index, *run)) for index, found in missing.items() for run in found]
+        spans = [slots_of(batch, Piece(index, *run)) for index, runs in missing.items() for run in runs]
         kept = self._inputs.kept(torch.unique(torch.cat(spans)))
-        found = int(kept.sum())
+        held = int(kept.sum())
         # Meanwhile every request gains a position in each.
-        iterations = found // max(1, self._budget(batch) - len(batch.reqs))
-        passes = -(-(len(kept) - found) // max(1, self._tokens_per_step // RECOMPUTE_WEIGHT))
+        iterations = held // max(1, self._budget(batch) - len(batch.reqs))
+        passes = -(-(len(kept) - held) // max(1, self._tokens_per_step // RECOMPUTE_WEIGHT))
         left = max(req.sampling_params.max_new_tokens - len(req.output_ids) for req in batch.reqs)
-        pays = iterations + passes < left and (not passes or passes < left * gamma / (gamma + 1))
+        pays = iterations + passes < left and passes < left * gamma / (gamma + 1)
         self.too_dear += not pays
         return pays
 

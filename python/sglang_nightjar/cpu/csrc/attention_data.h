@@ -1,38 +1,12 @@
 // What all ways to compute attention work on: its tensors, partial results, scratch memory.
 #pragma once
 
-#include <cstdlib>
-#include <memory>
-#include <new>
-
+#include "aligned.h"
 #include "attention_plan.h"
 
 namespace nightjar {
 
-// Floats that begin with a cache line: vectors that straddle two take twice as long to load and longer to store.
-class AlignedFloats {
- public:
-  explicit AlignedFloats(int64_t size = 0) { reserve(size); }
-
-  // Room for so many floats; what they were is lost.
-  void reserve(int64_t size) {
-    if (size <= size_) return;
-    constexpr size_t kAlignment = 64;
-    const size_t bytes = (size * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
-    data_.reset(static_cast<float*>(std::aligned_alloc(kAlignment, bytes)));
-    if (!data_) throw std::bad_alloc();
-    size_ = size;
-  }
-
-  float* data() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  std::unique_ptr<float, Free> data_;
-  int64_t size_ = 0;
-};
+using AlignedFloats = Aligned<float>;
 
 // q, o: [rows][heads][dim] of type T; k, v: [slots][kv_heads][dim] of type Cache; with the distance between rows or
 // slots.

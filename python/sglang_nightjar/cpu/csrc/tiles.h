@@ -10,9 +10,8 @@
 #pragma once
 
 #include <cstdlib>
-#include <memory>
-#include <new>
 
+#include "aligned.h"
 #include "linear.h"
 
 #if defined(__linux__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
@@ -91,21 +90,16 @@ struct alignas(64) Config {
   }
 };
 
-// Rows of x in tiles: [tiles][depth / kTileDepth][high, low][kTileHalves]; rows past the end are zero. They begin with a
-// cache line: the rows of a tile that straddle two take twice as long to load.
+// Rows of x in tiles: [tiles][depth / kTileDepth][high, low][kTileHalves]; rows past the end are zero.
 class SplitRows {
  public:
-  const BFloat16* tiles() const { return tiles_.get(); }
+  const BFloat16* tiles() const { return tiles_.data(); }
 
   void take(const float* x, int64_t ldx, int64_t rows, int64_t depth) {
     const int64_t blocks = depth / kTileDepth, count = (rows + kTileRows - 1) / kTileRows;
-    if (const size_t wanted = count * blocks * 2 * kTileHalves; wanted > room_) {
-      tiles_.reset(static_cast<BFloat16*>(std::aligned_alloc(64, wanted * sizeof(BFloat16))));
-      if (!tiles_) throw std::bad_alloc();
-      room_ = wanted;
-    }
+    tiles_.reserve(count * blocks * 2 * kTileHalves);
     for (int64_t r = 0; r < count * kTileRows; ++r) {
-      BFloat16* tile = tiles_.get() + r / kTileRows * blocks * 2 * kTileHalves + r % kTileRows * kTileDepth;
+      BFloat16* tile = tiles_.data() + r / kTileRows * blocks * 2 * kTileHalves + r % kTileRows * kTileDepth;
       for (int64_t b = 0; b < blocks; ++b, tile += 2 * kTileHalves) {
         __m512i high = _mm512_setzero_si512(), low = high;
         if (r < rows) split(x + r * ldx + b * kTileDepth, high, low);
@@ -127,11 +121,7 @@ class SplitRows {
                                        _mm512_sub_ps(first, as_float(_mm512_castsi512_si256(high))));
   }
 
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  std::unique_ptr<BFloat16, Free> tiles_;
-  size_t room_ = 0;
+  Aligned<BFloat16> tiles_;
 };
 
 // Weights are fetched so many bytes before they are multiplied, a few cache lines after each product: many at once would
