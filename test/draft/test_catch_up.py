@@ -152,15 +152,15 @@ def test_pieces_are_bounded_and_the_longest_running_request_comes_first(monkeypa
 
 def test_the_newest_positions_come_last_and_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that is ready early waits with its newest position, so that the draft's head is read once."""
-    scene = Scene(monkeypatch, lengths=[60, 40], step=16)
-    scene.miss(1, list(range(20, 60)))
-    scene.miss(2, list(range(36, 40)))
+    scene = Scene(monkeypatch, lengths=[40, 60], step=16)
+    scene.miss(1, list(range(36, 40)))
+    scene.miss(2, list(range(20, 60)))
     left = []
     while not scene.catch_up.step(scene.batch):
-        assert not any(piece.last == (60, 40)[piece.index] for piece in scene.filled)
+        assert not any(piece.last == (40, 60)[piece.index] for piece in scene.filled)
         left.append(sum(last - first for runs in scene.catch_up.missing(scene.batch).values() for first, last in runs))
     assert left == [28, 12]
-    assert [piece for piece in scene.filled if piece.last == (60, 40)[piece.index]] == scene.filled[-2:]
+    assert [piece for piece in scene.filled if piece.last == (40, 60)[piece.index]] == scene.filled[-2:]
     assert scene.batch.spec_info.topk_index.flatten().tolist() == [10, 11]
 
 
