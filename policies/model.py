@@ -296,7 +296,7 @@ class Model(Policy):
         if trial.left > 0 and trial.patience > 0 and abs(index - trial.bucket) <= 1:
             return False
         scheduler.trial = None
-        scheduler.pool.fit()
+        scheduler.pool.fit_soon()
         return True
 
     # Decisions.

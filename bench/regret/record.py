@@ -1,7 +1,8 @@
 """Records what the simulator is fitted to and checked against: one server of the demo pair, two loads.
 
 ``cycle`` runs every γ under load A, whose decision log is fitted. Under load B, of other batch sizes and other lengths,
-fixed policies are measured by their clients. ``python -m bench.regret.validate`` compares.
+fixed policies are measured by their clients. ``python -m bench.regret.validate`` compares. Lengths of load B differ
+from answer to answer: equal ones would keep all clients in step, and tokens within a phase would hang on when it ends.
 """
 
 from __future__ import annotations
@@ -13,18 +14,22 @@ import statistics
 import threading
 import time
 import urllib.request
+from dataclasses import asdict
 from pathlib import Path
+
+import numpy as np
 
 from bench.crossover.run import rendered_prompts
 from bench.demo_server import Server
 from bench.provenance import provenance
 from sglang_nightjar.demo.pair import ensure_pair
+from sglang_nightjar.sim.loads import Lengths
 
 HERE = Path(__file__).parent
-#: (seconds, clients) of the two closed loops, and tokens of an answer.
+#: (seconds, clients) of the two closed loops, and tokens of their answers.
 LOAD_A = ((10, 1), (10, 2), (14, 4), (14, 8), (16, 16), (18, 28))
 LOAD_B = ((5, 3), (6, 12), (8, 22), (6, 6), (5, 1))
-TOKENS_A, TOKENS_B = 48, 80
+OUTPUT_A, OUTPUT_B = Lengths(48), Lengths(80, 0.3, 32, 200)
 FLAGS = ("--max-running-requests", "32", "--max-total-tokens", "8192", "--disable-radix-cache", "--sleep-on-idle")
 POLICIES = {
     "off": {"name": "off"},
@@ -42,9 +47,10 @@ class ClosedLoop:
         failed: requests without an answer.
     """
 
-    def __init__(self, url: str, phases: tuple[tuple[int, int], ...], new_tokens: int, seed: int) -> None:
-        self.url, self.phases, self.new_tokens, self.seed = url, phases, new_tokens, seed
+    def __init__(self, url: str, phases: tuple[tuple[int, int], ...], output: Lengths, seed: int) -> None:
+        self.url, self.phases, self.seed = url, phases, seed
         self.texts = rendered_prompts(None, 256, seed)
+        self.new_tokens = output.draw(len(self.texts), np.random.default_rng(seed))
         self.answers: list[tuple[float, float, int]] = []
         self.failed = 0
         self._wanted, self._stopping = phases[0][1], threading.Event()
@@ -78,17 +84,17 @@ class ClosedLoop:
             if number >= self._wanted:
                 time.sleep(0.02)
                 continue
-            text = self.texts[(number * 7 + turn * 31 + self.seed) % len(self.texts)]
+            index = (number * 7 + turn * 31 + self.seed) % len(self.texts)
             turn += 1
             began = time.time() - self._began
-            tokens = self._ask(text)
+            tokens = self._ask(self.texts[index], self.new_tokens[index])
             if tokens is None:
                 self.failed += 1
             else:
                 self.answers.append((began, time.time() - self._began, tokens))
 
-    def _ask(self, text: str) -> int | None:
-        sampling = {"max_new_tokens": self.new_tokens, "ignore_eos": True, "temperature": 0}
+    def _ask(self, text: str, new_tokens: int) -> int | None:
+        sampling = {"max_new_tokens": new_tokens, "ignore_eos": True, "temperature": 0}
         body = json.dumps({"text": text, "sampling_params": sampling}).encode()
         request = urllib.request.Request(f"{self.url}/generate", body, {"Content-Type": "application/json"})
         try:
@@ -141,13 +147,13 @@ def main() -> None:
         server.generate("Once upon a time", max_new_tokens=8)
         put(server, {"path": str(HERE / "cycle.py")})
         began = time.time()
-        load = ClosedLoop(server.url, LOAD_A, TOKENS_A, 1)
+        load = ClosedLoop(server.url, LOAD_A, OUTPUT_A, 1)
         load.run()
         ended = time.time()
         print(f"cycle: {load.rate:.1f} tokens/s, {load.failed} failed", flush=True)
         for name, policy in POLICIES.items():
             put(server, policy)
-            load, at = ClosedLoop(server.url, LOAD_B, TOKENS_B, 2), time.time()
+            load, at = ClosedLoop(server.url, LOAD_B, OUTPUT_B, 2), time.time()
             load.run()
             windows.append((at, time.time()))
             latency = statistics.mean(b - a for a, b, _ in load.answers)
@@ -157,7 +163,7 @@ def main() -> None:
     cut(args.folder / "decisions.jsonl", args.out / "cycle.jsonl.gz", began, ended)
     for index, window in enumerate(windows):
         cut(args.folder / "decisions.jsonl", args.out / f"load-b-{index}.jsonl.gz", *window)
-    said = provenance(flags=FLAGS, load_a=LOAD_A, load_b=LOAD_B, tokens_a=TOKENS_A, tokens_b=TOKENS_B)
+    said = provenance(flags=FLAGS, load_a=LOAD_A, load_b=LOAD_B, output_a=asdict(OUTPUT_A), output_b=asdict(OUTPUT_B))
     text = json.dumps({"provenance": said, "measured": measured}, indent=1, ensure_ascii=False)
     (args.out / "measured.json").write_text(text + "\n")
 

@@ -91,7 +91,7 @@ def _load(said: dict, records: list[Telemetry], requests: int) -> LoadSettings:
     return LoadSettings(
         clients=tuple((float(seconds), float(clients)) for seconds, clients in said["load_b"]),
         prompt=Lengths(max(1.0, sum(r.prefill_tokens for r in records) / requests)),
-        output=Lengths(said["tokens_b"]),
+        output=Lengths(**said["output_b"]),
     )
 
 

@@ -84,6 +84,21 @@ def test_outliers_prefills_and_a_first_slow_iteration_do_not_poison():
     assert Counter(scheduler.gammas[500:])[scheduler.best_gamma(4)] > 0.9 * 1000
 
 
+def test_follows_a_context_that_grows():
+    """192 requests that began together: 200 more tokens of context an iteration, which cost 17% of it in the end."""
+
+    def took(gamma, context):
+        return 6e6 + 2e6 * gamma + 32.0 * context
+
+    model = LatencyModel((0, 1))
+    for now in range(400):
+        gamma, context = int(now % 8 == 0), 10_000 + 200 * now
+        model.add(192, gamma, took(gamma, context), context, now)
+    model.fit(400)
+    found = model.expected_ns(192, 0) / model.expected_ns(192, 1)
+    assert found == pytest.approx(took(0, context) / took(1, context), rel=0.005)
+
+
 def test_follows_acceptance_down_and_up_again():
     scheduler = drive(sizes=(8,) * 600)
     good = scheduler.best_gamma(8)

@@ -35,6 +35,9 @@ _EARLY = 5
 _CLIP, _IN_A_ROW = 4.0, 8
 #: Iterations over which the price of context, as seen within cells, is remembered.
 _WITHIN = 2000.0
+#: Weight of the newest iteration's context per request. Requests that begin together grow together; an estimate that
+#: lags makes every iteration look too short, and the shortest of them, that of γ=0, the most.
+_NEWEST = 0.2
 #: Relative variance that an iteration without a look adds to a cell.
 _DRIFT = 0.0004**2
 _OCTAVE = np.log2(SIZES)
@@ -131,7 +134,7 @@ class LatencyModel:
             x, y, weight = further / before, error / before, 1.0 / (cell.spread * cell.spread)
             self._within[0] += weight * x * x - self._within[0] / _WITHIN
             self._within[1] += weight * x * y - self._within[1] / _WITHIN
-        self.context_per_request += 0.02 * (context / batch_size - self.context_per_request)
+        self.context_per_request += _NEWEST * (context / batch_size - self.context_per_request)
 
     def fit(self, now: int) -> None:
         """Bring `ns` and `deviation` up to date."""

@@ -47,7 +47,7 @@ class Speculation:
         self.version = self.iterations = 0
         self.sharers = 1
         self.arrivals_per_ns = self.prefill_share = 0.0
-        self._next_fit = self._next_look = 1
+        self._fitted, self._next_fit, self._next_look = 0, 1, 1
 
     def learn(self, record: Telemetry) -> bool:
         """One iteration. Absurd values are left out, whatever they are. True if its time taught something."""
@@ -88,9 +88,15 @@ class Speculation:
             return None
         return ns - usual
 
+    def fit_soon(self) -> None:
+        """Something was found out: `fit` now, but once in a turn of those who share at most."""
+        self._next_fit = min(self._next_fit, self._fitted + self.sharers)
+        if self.iterations >= self._next_fit:
+            self.fit()
+
     def fit(self) -> None:
         """Bring what each γ is worth up to date."""
-        done = self.iterations
+        done = self._fitted = self.iterations
         # Often while little is known, and never more than a few microseconds per iteration.
         usual = 64 if self.sharers < 8 else 8 * self.sharers
         self._next_fit = done + (1 if done < 8 else 4 if done < 64 else 16 if done < 512 else usual)

@@ -69,6 +69,8 @@ class Engine:
         self._lengths, self._used = np.zeros((1, 0), np.int64), 0
         self._own_telemetry = type(policy).telemetry is not Policy.telemetry
         self._noise: list[float] = []
+        # Apart from all other chance: the machine of one seed stalls after the same work, whatever the policy does.
+        self._stall_random = np.random.default_rng((seed, 3, replica))
         self._until_stall = self._next_stall()
         self._longest = max(1, self.settings.candidates[-1])
         self._survival: np.ndarray = np.zeros((1, 1))
@@ -390,12 +392,12 @@ class Engine:
     def _next_stall(self) -> float:
         """ns of work until the machine does something else."""
         rate = self.costs.stalls_per_s
-        return float(self._random.exponential(1e9 / rate)) if rate else float("inf")
+        return float(self._stall_random.exponential(1e9 / rate)) if rate else float("inf")
 
     def _stalled(self, took: float) -> float:
         """``took`` ns of work, and the stalls in it."""
         self._until_stall -= took
         while self._until_stall < 0:
-            took += float(self._random.exponential(self.costs.stall_ns))
+            took += float(self._stall_random.exponential(self.costs.stall_ns))
             self._until_stall += self._next_stall()
         return took
