@@ -19,7 +19,9 @@ from bench.regret.report import write_report
 from bench.regret.suite import ADAPTIVE, LEVELS, STATICS, Scenario, moving, policy, stationary
 from sglang_nightjar.sim.world import simulate
 
-STATIONARY_ITERATIONS, MARK = 4000, 100
+STATIONARY_ITERATIONS = 4000
+#: Every so many iterations the meter notes where it stands; those that the report looks at are kept.
+MARK, KEPT = 100, (300, 1000, 2000, STATIONARY_ITERATIONS)
 
 
 def one(scenario: Scenario, name: str, seed: int, iterations: int | None) -> dict[str, object]:
@@ -35,6 +37,7 @@ def one(scenario: Scenario, name: str, seed: int, iterations: int | None) -> dic
         oracle=name == "oracle",
     )
     line = asdict(result) | {"scenario": scenario.name, "policy": name, "seed": seed}
+    line["history"] = [row for row in result.history if row[0] in KEPT]
     return line | {"cpu_s": round(time.process_time() - began, 3)}
 
 
