@@ -73,6 +73,21 @@ def test_a_stall_is_as_long_in_a_large_batch_as_in_a_small_one():
         assert stalls.sum() / (usual * len(took)) == pytest.approx(0.25, rel=0.3)
 
 
+def test_the_machine_of_one_seed_stalls_alike_whatever_the_policy():
+    """Or the stalls, and not the policies, would make the difference of two runs."""
+    setup = replace(SETUP, costs=replace(COSTS, stalls_per_s=0.5, stall_ns=0.5e9))
+    found = []
+    for gamma in (0, 2):
+        policy = Recorder(Decision(((1, None, gamma),), "one"))
+        simulate(setup, closed(1, seconds=60.0), policy, seed=2)
+        usual = 1e7 + 1e6 * gamma
+        found.append(
+            [r.iteration_ns - usual for r in policy.records if not r.prefill_tokens and r.iteration_ns > 1.5e7]
+        )
+    assert len(found[0]) > 10
+    assert found[0][:10] == pytest.approx(found[1][:10], abs=10)
+
+
 @pytest.mark.parametrize("gamma", [0, 2])
 @pytest.mark.parametrize("kv_tokens", [400, 32_768])
 def test_every_request_gets_its_tokens_also_when_kv_is_short(gamma, kv_tokens):
