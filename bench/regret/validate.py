@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     args = parser.parse_args()
     measured = json.loads((args.results / "measured.json").read_text())
-    found = fit(args.results / "cycle.jsonl.gz", "demo-cpu")
+    found = fit(args.results / "cycle.jsonl.gz", "fitted")
     said = measured["provenance"]
     lines = [
         f"Fitted on {found.iterations} iterations; error of its cells: median {found.error[0]:.1%}, 95% below "
@@ -55,7 +55,7 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     (args.results / "validation.md").write_text(text)
     setup = replace(found.setup, engine=replace(found.setup.engine, max_running=32))
-    (args.results / "demo-cpu.yaml").write_text(setup.dump())
+    (args.results / "fitted.yaml").write_text(setup.dump())
     print(text)
 
 

@@ -58,7 +58,7 @@ class Machine:
         return {name: open_[name] if open_[name].is_open else closed[name] for name in open_}
 
 
-MACHINES = (Machine("demo-cpu", 1.0, 1.0), Machine("h200-8b", 48.0, 8.0))
+MACHINES = (Machine("demo-amx", 1.0, 1.0), Machine("demo-cpu", 1.0, 1.0), Machine("h200-8b", 48.0, 8.0))
 
 
 class _Clients(ClosedLoop):
