@@ -31,6 +31,10 @@ constexpr int64_t kTileHalves = kTileRows * kTileDepth;
 template <bool kPair>
 constexpr int64_t kWeightHalves = (kPair ? 4 : 2) * kTileHalves;
 
+// Split rows that stay in the second-level cache, which has 2 MiB where there are tiles. More rows are taken in blocks, and
+// for each of them all weights are read again.
+constexpr int64_t kSplitRowsBytes = 1024 * 1024;
+
 // Whether weights of this depth can be multiplied in tiles here. The system grants a process the registers on request.
 inline bool tiles_possible(int64_t depth) {
 #if defined(NIGHTJAR_TILES)
@@ -242,7 +246,7 @@ inline void panels(const BFloat16* x, int64_t rows, const PackedWeight& w, int64
 template <Store kStore, bool kPair>
 inline void linear_in_tiles(Team::Member& team, const float* x, int64_t ldx, int64_t rows, const PackedWeight& w,
                             const float* bias, float* y, int64_t ldy) {
-  const int64_t most = std::max<int64_t>(2 * kTileRows, kRowBlockBytes / 4 / w.in);
+  const int64_t most = std::max<int64_t>(2 * kTileRows, kSplitRowsBytes / 4 / w.in);
   // Every thread splits the rows for itself: that is quicker than waiting for each other.
   thread_local tiles::SplitRows split;
   int64_t have = -1;
