@@ -34,7 +34,10 @@ from sglang_nightjar.sim.world import simulate
 
 _OUT = Path(__file__).parent / "results" / "simulated.md"
 SCENARIOS = ("surge", "clients", "bursts", "day")
-_ARMS = (NONE, "static-1", "static-2", "static-3", "static-5", SGLANG_ADAPTIVE, "nightjar", "model")
+#: The γ of the most expected tokens per second for each batch, by someone who knows costs and acceptance: what any
+#: policy could gain.
+ORACLE = "oracle"
+_ARMS = (NONE, "static-1", "static-2", "static-3", "static-5", SGLANG_ADAPTIVE, "nightjar", "model", ORACLE)
 #: What stands for arms that are no policies.
 _STAND_INS = {NONE: "off", SGLANG_ADAPTIVE: "ema"}
 #: s between warm-up and load, in which the last answers of the warm-up end.
@@ -121,18 +124,19 @@ def _kinds(job: Job, shares: np.ndarray) -> list[int]:
 
 def run(machine: Machine, setup: Setup, scenario: Scenario, name: str, repetition: int, jobs: tuple[Job, Job]) -> Any:
     """One run, with what the reports' tables need of it; ``jobs`` are the warm-up and the load."""
-    arm, settings = arms.make(name), Settings()
+    settings, arm = Settings(), arms.make("off" if name == ORACLE else name)
     chosen = arm.policy or {"name": _STAND_INS[name], "params": {}}
     policy = loader.make(chosen["name"], None, chosen["params"], repetition)
     load = _Load(*jobs, setup.acceptance.shares())
     # It ends with the last answer.
-    result = simulate(setup, LoadSettings(rates=((1.0, 0.0),)), policy, repetition, drain=True, source=load)  # type: ignore[arg-type]
+    rates, oracle = LoadSettings(rates=((1.0, 0.0),)), name == ORACLE
+    result = simulate(setup, rates, policy, repetition, drain=True, source=load, oracle=oracle)  # type: ignore[arg-type]
     answers, objectives = load.answers(), Objectives(settings.slo_ttft_s, settings.slo_tpot_s)
     return {
         "run": f"{machine.name}.{scenario.name}.{name}.{repetition}",
         "scenario": scenario.name,
         "arm": name,
-        "label": arm.label if arm.policy or name == NONE else f"{arm.label} (`ema`)",
+        "label": _label(name, arm),
         "repetition": repetition,
         "open_loop": scenario.is_open,
         "phases": [asdict(phase) for phase in scenario.phases],
@@ -142,6 +146,12 @@ def run(machine: Machine, setup: Setup, scenario: Scenario, name: str, repetitio
         "by_phase": measures.by_phase(answers, scenario.phases, objectives),
         "shares": result.shares,
     }
+
+
+def _label(name: str, arm: arms.Arm) -> str:
+    if name == ORACLE:
+        return "the oracle"
+    return arm.label if arm.policy or name == NONE else f"{arm.label} (`ema`)"
 
 
 def section(machine: Machine, names: Sequence[str], repetitions: int, time_scale: float, source: PromptSource) -> str:
@@ -160,7 +170,7 @@ def section(machine: Machine, names: Sequence[str], repetitions: int, time_scale
         f"Server: {setup.source}. {machine.rate:g} times the requests and {machine.clients:g} times the clients of the "
         f"loads for the demo pair, at most {settings.max_running_requests} requests at a time.",
     ]
-    parts += [claim(results, arm) for arm in ("nightjar", "model") if arm in names]
+    parts += [claim(results, arm) for arm in ("nightjar", "model", ORACLE) if arm in names]
     for name in results.scenarios:
         what = "Mean latency, s" if results.is_open(name) else "Tokens per second"
         parts += [f"### {name}, simulated", tables.against_none(results, name)]

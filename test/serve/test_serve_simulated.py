@@ -18,7 +18,7 @@ class _Words:
 
 
 def play(name: str, arm: str, time_scale: float = 0.5) -> dict[str, Any]:
-    machine, settings = simulated.MACHINES[0], Settings()
+    machine, settings = next(machine for machine in simulated.MACHINES if machine.name == "demo-cpu"), Settings()
     scenario, words = machine.scenarios(time_scale)[name], _Words()
     warm = make_job(warm_up(settings.warm_up_s, settings.max_running_requests), 0, settings, words, "")  # type: ignore[arg-type]
     jobs = (warm, make_job(scenario, 0, settings, words, ""))  # type: ignore[arg-type]
@@ -52,3 +52,10 @@ def test_same_load_for_every_arm(name: str) -> None:
     assert all(arm["faults"] == [] for arm in arms)
     if arms[0]["open_loop"]:
         assert len({arm["whole"]["requests"] for arm in arms}) == 1
+
+
+def test_nobody_makes_more_than_the_oracle() -> None:
+    """It knows which γ is the best at each size."""
+    arms = ("none", "static-1", "static-2", "static-3", "static-5", simulated.ORACLE)
+    rates = {arm: play("clients", arm)["whole"]["tokens_per_s"] for arm in arms}
+    assert rates.pop(simulated.ORACLE) > 1.01 * max(rates.values())
