@@ -73,6 +73,15 @@ def test_a_stall_is_as_long_in_a_large_batch_as_in_a_small_one():
         assert stalls.sum() / (usual * len(took)) == pytest.approx(0.25, rel=0.3)
 
 
+def test_the_oracle_counts_the_prefills_between_iterations():
+    """By decoding alone γ=0 is the best: 32 tokens in 10 ms against 57.6 in 21. But a prefill of 20 ms follows each."""
+    setup = replace(SETUP, costs=replace(COSTS, prefill=((1, 20e6), (100, 22e6))))
+    load = LoadSettings(clients=((20.0, 32),), prompt=Lengths(10), output=Lengths(12, 0.6, 4, 60))
+    rates = {gamma: simulate(setup, load, static(gamma), seed=1).rate for gamma in (0, 1)}
+    assert rates[1] > 1.15 * rates[0]
+    assert simulate(setup, load, static(0), seed=1, oracle=True).rate > 0.97 * rates[1]
+
+
 def test_the_machine_of_one_seed_stalls_alike_whatever_the_policy():
     """Or the stalls, and not the policies, would make the difference of two runs."""
     setup = replace(SETUP, costs=replace(COSTS, stalls_per_s=0.5, stall_ns=0.5e9))

@@ -11,6 +11,7 @@ from sglang_nightjar.core.draft_acceptance import DraftAcceptance, expected_toke
 from sglang_nightjar.core.latency_model import SIZES, LatencyModel, bucket
 from sglang_nightjar.core.messages import Residency, Telemetry
 from sglang_nightjar.core.objective import Objective, worth
+from sglang_nightjar.core.prefill_stalls import PrefillStalls
 
 _SIZES = np.array(SIZES, float)
 #: Acceptance moves faster than costs: iterations between two looks at it alone.
@@ -46,7 +47,7 @@ class Speculation:
         self.best: list[int] = [0] * len(SIZES)
         self.version = self.iterations = 0
         self.sharers = 1
-        self.arrivals_per_ns = self.prefill_share = 0.0
+        self.stalls, self.arrivals_per_ns = PrefillStalls(), 0.0
         self._fitted, self._next_fit, self._next_look = 0, 1, 1
 
     def learn(self, record: Telemetry) -> bool:
@@ -60,7 +61,7 @@ class Speculation:
             drifted = self.acceptance.add(size, record.accepted)
         if 0 < ns <= _LONGEST_NS:
             shared = record.prefill_tokens > 0
-            self.prefill_share += 0.01 * (shared - self.prefill_share)
+            self.stalls.add(shared, ns)
             if record.residency in _COUNTS and 0 <= record.context_tokens < 1 << 40:
                 alone = self._without_prefill(record) if shared else ns
                 if alone is not None:
@@ -84,7 +85,7 @@ class Speculation:
         if ns < 20 * expected:
             self.prefill.add(tokens, max(0.0, ns - expected))
         usual = self.prefill.expected(tokens)
-        if self.prefill_share < _MOSTLY_SHARED or usual is None or usual > 0.5 * ns:
+        if self.stalls.share < _MOSTLY_SHARED or usual is None or usual > 0.5 * ns:
             return None
         return ns - usual
 
@@ -110,9 +111,8 @@ class Speculation:
         tokens = np.array(expected_tokens([rate for rate, _ in rates], self.gammas))
         variance = np.array(_token_variance([rate for rate, _ in rates], self.gammas))
         deviation = np.array(_token_deviation(rates, self.gammas)) / tokens
-        mean = worth(
-            self.objective, _SIZES, self.latency.ns, tokens, variance, self.arrivals_per_ns, self.prefill_share
-        )
+        ns = self.latency.ns + self.stalls.added_ns(self.latency.ns, self.prefill.expected(0) or 0.0)
+        mean = worth(self.objective, _SIZES, ns, tokens, variance, self.arrivals_per_ns, self.stalls.share)
         unsure = np.sqrt(deviation[None, :] ** 2 + self.latency.deviation**2)
         most = np.array(self.gammas, float) + 1.0
         self.mean, self.best = mean.tolist(), mean.argmax(1).tolist()

@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 
+from sglang_nightjar.core.prefill_stalls import PrefillStalls
 from sglang_nightjar.sim.loads import Request
 from sglang_nightjar.sim.setup import Setup
 
@@ -18,8 +19,9 @@ class Meter:
     """Counts of one replica.
 
     The oracle knows the costs and the acceptance in force; for each iteration it takes the γ of the most expected
-    tokens per expected second for that very batch. ``got`` and ``could`` are expectations too: what noise gave or took
-    is no regret. Catching up is the policy's own time: the oracle's draft is always there.
+    tokens per expected second for that very batch, prefills after it included (`PrefillStalls`). ``got`` and ``could``
+    are expectations too: what noise gave or took is no regret. Catching up is the policy's own time: the oracle's draft
+    is always there.
 
     Attributes:
         tokens: that requests were given.
@@ -46,6 +48,7 @@ class Meter:
         self._base = np.zeros((0, len(self._candidates)))
         self._expected = np.ones((1, len(self._candidates)))
         self._gamma = setup.engine.start_gamma
+        self._stalls, self._prefilled_ns, self._prefill_fixed_ns = PrefillStalls(), 0.0, setup.costs.prefill_ns(1)
         #: Iterations that are not yet summed up: size, γ, context, ns; and requests by class.
         self._sizes, self._gammas, self._contexts, self._ns = array("q"), array("q"), array("q"), array("d")
         self._kinds: list[list[int]] = []
@@ -53,6 +56,7 @@ class Meter:
     def prefill(self, took_ns: float) -> None:
         """A prefill iteration."""
         self.prefill_ns += took_ns
+        self._prefilled_ns += took_ns
 
     def set_survival(self, survival: np.ndarray) -> None:
         """Acceptance changed; float64[classes, positions]."""
@@ -64,6 +68,8 @@ class Meter:
         """A decode iteration of ``gamma``: expected ns with moves of the draft, and as it came."""
         self.iterations += 1
         self.decode_ns += took_ns
+        self._stalls.add(self._prefilled_ns > 0, self._prefilled_ns + took_ns)
+        self._prefilled_ns = 0.0
         self.batch_total += size
         if gamma != self._gamma:
             self.switches += 1
@@ -87,12 +93,12 @@ class Meter:
         sizes, gammas, contexts = (np.array(x) for x in (self._sizes, self._gammas, self._contexts))
         kinds = np.array(self._kinds) if self._kinds else sizes[:, None]
         tokens = kinds @ self._expected
-        rates = tokens / self._cost(sizes, contexts)
+        rates = tokens / self._with_prefills(self._cost(sizes, contexts))
         best = rates.argmax(1)
         rows = np.arange(len(sizes))
         columns = np.array([self._column[gamma] for gamma in self._gammas])
         self.got += float(tokens[rows, columns].sum())
-        self.could += float(rates[rows, best] @ np.array(self._ns))
+        self.could += float(rates[rows, best] @ self._with_prefills(np.array(self._ns)))
         self.shares.update(gammas.tolist())
         self.best_shares.update(self._candidates[index] for index in best.tolist())
         for kept in (self._sizes, self._gammas, self._contexts, self._ns, self._kinds):
@@ -101,7 +107,11 @@ class Meter:
     def best(self, kinds: list[int], size: int, context: int) -> int:
         """The oracle's γ."""
         tokens = np.array(kinds) @ self._expected
-        return self._candidates[int((tokens / self._cost(np.array([size]), np.array([context]))[0]).argmax())]
+        cost = self._with_prefills(self._cost(np.array([size]), np.array([context])))
+        return self._candidates[int((tokens / cost[0]).argmax())]
+
+    def _with_prefills(self, ns: np.ndarray) -> np.ndarray:
+        return ns + self._stalls.added_ns(ns, self._prefill_fixed_ns)
 
     def _cost(self, sizes: np.ndarray, contexts: np.ndarray) -> np.ndarray:
         """float64[iterations, gammas], ns."""
