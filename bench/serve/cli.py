@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from bench.provenance import provenance
 from bench.serve import arms, report
 from bench.serve.arrivals import TraceRow, read_trace
 from bench.serve.measurement import Measurement
@@ -111,7 +112,9 @@ def run(args: argparse.Namespace) -> int:
         # It is trained anew now and then.
         weights = (Path(models.draft) / "model.safetensors").read_bytes()
         served["draft_sha256"] = hashlib.sha256(weights).hexdigest()[:16]
-    store.open({**settings.as_json(), **served, "trace": trace_id, "saved_state": saved_state()})
+    store.open(
+        {**settings.as_json(), **served, "trace": trace_id, "saved_state": saved_state(), "machine": _machine()}
+    )
     if args.retry:
         _set_aside(store)
     check = not args.no_check and settings.temperature == 0 and is_demo
@@ -140,6 +143,12 @@ def run(args: argparse.Namespace) -> int:
     if any(store.all()):
         _say(f"written: {report.write(store)}")
     return code
+
+
+def _machine() -> str:
+    """Runs that another kind of machine made can't be compared with those of this one."""
+    found = provenance()["machine"]
+    return f"{found['cpu']}, {found['cores']} cores, {' '.join(found['vector'])}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
