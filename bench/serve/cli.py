@@ -112,9 +112,7 @@ def run(args: argparse.Namespace) -> int:
         # It is trained anew now and then.
         weights = (Path(models.draft) / "model.safetensors").read_bytes()
         served["draft_sha256"] = hashlib.sha256(weights).hexdigest()[:16]
-    store.open(
-        {**settings.as_json(), **served, "trace": trace_id, "saved_state": saved_state(), "machine": _machine()}
-    )
+    store.open({**settings.as_json(), **served, "trace": trace_id, "saved_state": saved_state(), "machine": _machine()})
     if args.retry:
         _set_aside(store)
     check = not args.no_check and settings.temperature == 0 and is_demo
