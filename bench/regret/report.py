@@ -10,6 +10,8 @@ from typing import Any
 from bench.regret.suite import ADAPTIVE, LEVELS, STATICS, moving
 
 Runs = dict[tuple[str, str], list[dict[str, Any]]]
+#: First and last iteration of what is looked at of a load that stands still; None: to the end.
+PARTS = ((0, 300), (300, 1000), (2000, None))
 
 
 def write_report(lines: list[dict[str, Any]], out: Path) -> str:
@@ -41,7 +43,7 @@ def _stationary(runs: Runs) -> list[str]:
             for name in ADAPTIVE:
                 found = runs.get((f"{server}, {clients}", name))
                 if found:
-                    parts = [[loss(run, *part) for run in found] for part in ((0, 300), (300, 1000), (2000, None))]
+                    parts = [[loss(run, *part) for run in found] for part in PARTS]
                     cells = " | ".join(_spread(part) for part in parts)
                     lines.append(f"| {server}, {clients} | {name} | {cells} | {len(found)} |")
     return lines

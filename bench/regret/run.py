@@ -15,13 +15,14 @@ from typing import Any
 
 from bench.provenance import provenance
 from bench.regret.code import fingerprint
-from bench.regret.report import write_report
+from bench.regret.report import PARTS, write_report
 from bench.regret.suite import ADAPTIVE, LEVELS, STATICS, Scenario, moving, policy, stationary
 from sglang_nightjar.sim.world import simulate
 
 STATIONARY_ITERATIONS = 4000
-#: Every so many iterations the meter notes where it stands; those that the report looks at are kept.
-MARK, KEPT = 100, (300, 1000, 2000, STATIONARY_ITERATIONS)
+#: Every so many iterations the meter notes where it stands; what the report looks at is kept.
+MARK = 100
+KEPT = {STATIONARY_ITERATIONS, *(end for part in PARTS for end in part if end)}
 
 
 def one(scenario: Scenario, name: str, seed: int, iterations: int | None) -> dict[str, object]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -154,8 +155,8 @@ def test_an_interrupted_generator_writes_nothing(tmp_path: Path) -> None:
     Job("http://127.0.0.1:9", [Request(30.0, [1], 2)], seconds=60.0).write(tmp_path / "job.json")
     command = [sys.executable, "-m", "bench.serve.generator", str(tmp_path / "job.json"), str(tmp_path / "out.json")]
     # What a shell puts into the background ignores SIGINT, and what is started from there inherits that.
-    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=heeds) as process:
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=heed) as process:
         # Python alone takes seconds to start on a busy machine; the load's first request is due after 30.
         time.sleep(10)
         os.kill(process.pid, signal.SIGINT)
