@@ -30,13 +30,13 @@ def order(scenarios: Sequence[str], arms: Sequence[Arm], repetitions: int) -> li
 
     Arms of one kind of server follow each other, forwards and backwards in turn (ABBA: a drift that is linear in time
     cancels out of their difference over two repetitions), starting with another arm every two repetitions. Kinds of
-    servers rotate.
+    servers rotate, and the one that ends a repetition begins the next: it is up already.
     """
     kinds = list(dict.fromkeys(arm.server for arm in arms))
     runs = []
     for scenario in scenarios:
         for repetition in range(repetitions):
-            for kind in _rotated(kinds, repetition):
+            for kind in _rotated(kinds, -repetition):
                 own = _rotated([arm for arm in arms if arm.server == kind], repetition // 2)
                 if repetition % 2:
                     own.reverse()
