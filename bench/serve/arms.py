@@ -62,7 +62,7 @@ def describe() -> dict[str, str]:
     named = {
         NONE: "SGLang without speculation",
         "off": "γ=0 on a server with a draft",
-        "static-N": "γ=N on the same server as the policies",
+        "static-N": "γ=N (from 1) on the same server as the policies",
         "sglang-static-N": "γ=N by SGLang's own flags, on a server of its own",
         SGLANG_ADAPTIVE: "SGLang's own rule, --speculative-adaptive",
     }
@@ -92,7 +92,7 @@ def make(name: str) -> Arm:
     try:
         find(*((None, policy) if where == "path" else (policy, None)))
     except ConfigError:
-        raise ConfigError(f"--arms {name}: no such arm; there are {', '.join(describe())}") from None
+        raise ConfigError(f"--arms {name}: no such arm; there are {', '.join(describe())}, N from 1") from None
     return Arm(name, name, STEERED, {where: policy, "params": _params(name, given)})
 
 
