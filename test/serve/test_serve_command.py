@@ -21,6 +21,7 @@ from sglang_nightjar.errors import ConfigError
     [
         (["--arms", "fastest"], "no such arm; there are none, off, static-N"),
         (["--arms", "mine.py"], "no such arm"),
+        (["--arms", "static-0"], "N from 1"),
         (["--arms", "nightjar:memory"], "NAME:key=value"),
         (["--scenarios", "storm"], "no such scenario; there are surge, bursts"),
         (["--scenarios", "trace"], "it needs --trace"),

@@ -12,6 +12,7 @@ from bench.serve import arms, measures, order, paired
 from bench.serve.job import Answer
 from bench.serve.measures import Objectives
 from bench.serve.scenarios import Phase
+from bench.serve.steps import Steps, steps
 
 
 def answer(due: float, *pieces: tuple[float, int], **more: object) -> Answer:
@@ -121,3 +122,16 @@ def test_the_order_is_fair() -> None:
     assert Counter(one[0].arm.server for one in rounds) == {"plain": 2, "steered": 2, "adaptive": 2}
     # What ends a round begins the next, so that its server need not start again.
     assert all(one[-1].arm.server == after[0].arm.server for one, after in zip(rounds, rounds[1:], strict=False))
+
+
+def test_steps_are_told_from_the_pieces_of_all_answers() -> None:
+    # Two answers decode together every 50 ms, seen 4 ms apart; a third is prefilled between, and then decodes too.
+    first, second = [1.0, 1.05, 1.10, 1.19, 1.24], [1.004, 1.054, 1.104, 1.194, 1.244]
+    third = [1.144, 1.192, 1.242]
+    both = steps([first, second, third], 1.01, 9.0, 1)
+    assert both.decodes == pytest.approx([0.05, 0.046, 0.05])
+    assert both.prefills == pytest.approx([0.044])
+    assert steps([first, second, third], 1.01, 9.0, 3).decodes == pytest.approx([0.046, 0.05])
+    assert steps([first, second, third], 1.01, 1.2, 3).decodes == pytest.approx([0.046])
+    # A step that brings a first piece along with others is neither.
+    assert steps([[1.0, 1.05], [1.051]], 0.0, 9.0, 1) == Steps([], [])
