@@ -60,6 +60,7 @@ def moving() -> list[Scenario]:
         ),
     )
     noisy = replace(cpu, costs=replace(cpu.costs, noise=0.15, stalls_per_s=0.4, stall_ns=0.3e9))
+    uneven = replace(cpu, costs=replace(cpu.costs, noise=0.05, pace=0.15, pace_s=3.0))
     surge = ((40.0, 1.0), (30.0, 24.0), (40.0, 1.0), (30.0, 24.0), (40.0, 1.0))
     return [
         Scenario("day", "1 to 32 clients and back", cpu, LoadSettings(clients=_day(1, 32, 240.0), **text)),
@@ -84,6 +85,10 @@ def moving() -> list[Scenario]:
         Scenario(
             "noisy", "the day, with noise of 15% and a stall of 0.3 s every 2.5 s",
             noisy, LoadSettings(clients=_day(1, 32, 240.0), **text),
+        ),
+        Scenario(
+            "uneven", "the surge on a machine that others share: everything 15% faster or slower for some 3 s",
+            uneven, LoadSettings(clients=surge, **text),
         ),
         Scenario(
             "parking", "the surge, with a draft that has to catch up after γ=0",

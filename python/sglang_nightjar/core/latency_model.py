@@ -9,6 +9,10 @@ compute-bound (the roofline), attention. None of them is negative. Fitted by lea
 priors that say what is usual while little is known. What the formula misses stays as a factor on the cell, shared with
 its neighbours as far as they know nothing themselves (partial pooling). So a size never seen has an estimate with an
 error bar, and one seen often has what it saw.
+
+Machines that others share are slow for seconds, whatever runs on them. How alike iterations in a row are is measured
+(`LatencyModel.alike`); where they are, each says less, and a common pace is followed and taken off, so that cells that
+were seen one after the other are compared as they would be side by side.
 """
 
 from __future__ import annotations
@@ -38,6 +42,14 @@ _WITHIN = 2000.0
 #: Weight of the newest iteration's context per request. Requests that begin together grow together; an estimate that
 #: lags makes every iteration look too short, and the shortest of them, that of γ=0, the most.
 _NEWEST = 0.2
+#: Iterations of a stretch; over how many stretches is remembered how much alike they are; and what is thought before
+#: there were any: so much alike, as sure as one stretch of such errors would make it.
+_STRETCH, _STRETCHES_KEPT = 32, 50.0
+_USUALLY_ALIKE, _USUAL_SQUARES = 2.0, _STRETCH * 0.03**2
+#: How fast the pace is followed, and how much alike iterations must be for it: less may be context that grows.
+_FOLLOW, _UNEVEN = 0.2, 3.0
+#: Share of an iteration that its usual context may take before a stretch counts as slow.
+_GROWTH_SHARE = 0.2
 #: Relative variance that an iteration without a look adds to a cell.
 _DRIFT = 0.0004**2
 _OCTAVE = np.log2(SIZES)
@@ -108,6 +120,7 @@ class LatencyModel:
         cells: by (bucket, γ).
         ns: float64[sizes, gammas], expected ns at `SIZES`, after `fit`.
         deviation: float64[sizes, gammas], relative.
+        pace: logarithm of what everything takes at present, on a machine that others share, against what cells say.
     """
 
     def __init__(self, gammas: tuple[int, ...]) -> None:
@@ -116,25 +129,58 @@ class LatencyModel:
         self.parameters = np.zeros(_FEATURES)
         self.context_per_request = 0.0
         self._within = [0.0, 0.0]
+        self.pace = 0.0
+        self._stretch = 0, 0.0, 0.0
+        self._stretches = [0.0, 0.0]
         self.ns = np.ones((len(SIZES), len(gammas)))
         self.deviation = np.full((len(SIZES), len(gammas)), 0.5)
         self._column = {gamma: index for index, gamma in enumerate(gammas)}
         self._grid = _features(np.repeat(SIZES, len(gammas)), np.tile(gammas, len(SIZES)))
 
-    def add(self, batch_size: int, gamma: int, ns: float, context: int, now: int) -> None:
-        """One iteration of ``gamma``; ``now`` counts iterations."""
+    def add(self, batch_size: int, gamma: int, ns: float, context: int, now: int, exact: bool = True) -> None:
+        """One iteration of ``gamma``; ``now`` counts iterations. Not ``exact``: something was taken off its time."""
         key = (bucket(batch_size), gamma)
         cell = self.cells.get(key)
         if cell is None:
             cell = self.cells[key] = Reading()
         further, before = context - cell.context, cell.ns
-        error = cell.add(ns, batch_size, context, now)
+        pace = self.pace
+        if exact and cell.count >= _EARLY:
+            self._note_stretch(_log_ratio(ns, before + self._growth(cell) * further))
+            uneven = max(0.0, 1.0 - _UNEVEN / self.alike)
+            self.pace += _FOLLOW * uneven * min(0.3, max(-0.3, _log_ratio(ns, before) - pace))
+        error = cell.add(ns * math.exp(-pace), batch_size, context, now)
         if error:
             # Within a cell only the context differs: that is where its price shows.
             x, y, weight = further / before, error / before, 1.0 / (cell.spread * cell.spread)
             self._within[0] += weight * x * x - self._within[0] / _WITHIN
             self._within[1] += weight * x * y - self._within[1] / _WITHIN
         self.context_per_request += _NEWEST * (context / batch_size - self.context_per_request)
+
+    @property
+    def alike(self) -> float:
+        """How many iterations in a row tell as much as one, 1 to `_STRETCH`: by the method of batch means, the variance
+        of stretches' means against what it would be if each iteration erred by itself.
+
+        On a machine that others share a second is slow or fast as a whole. Who takes its iterations for independent
+        is sure that a cell seen in a slow one is slow.
+        """
+        means, squares = self._stretches
+        alike = (means + _USUALLY_ALIKE * _USUAL_SQUARES) / (squares + _USUAL_SQUARES)
+        return min(float(_STRETCH), max(1.0, alike))
+
+    def _note_stretch(self, error: float) -> None:
+        number, total, squares = self._stretch
+        self._stretch = number + 1, total + error, squares + error * error
+        if number + 1 == _STRETCH:
+            for index, value in enumerate((self._stretch[1] ** 2, self._stretch[2])):
+                self._stretches[index] += value - self._stretches[index] / _STRETCHES_KEPT
+            self._stretch = 0, 0.0, 0.0
+
+    def _growth(self, cell: Reading) -> float:
+        """ns per token of context, of which not too much is believed: a slow second may look like it."""
+        weight, price = self._within
+        return min(max(0.0, price / weight), _GROWTH_SHARE * cell.ns / max(1.0, cell.context)) if weight else 0.0
 
     def fit(self, now: int) -> None:
         """Bring `ns` and `deviation` up to date."""
@@ -148,6 +194,7 @@ class LatencyModel:
         count = np.array([float(cell.count) for cell in cells])
         age = np.array([float(now - cell.seen) for cell in cells])
         spread = np.array([cell.spread for cell in cells])
+        effective = np.maximum(1.0, count / self.alike)
         # A cell that saw little does not know how noisy it is; all of them together do.
         usual = float(np.sqrt(np.average(spread**2, weights=count)))
         spread = np.sqrt((count * spread**2 + _ENOUGH * usual**2) / (count + _ENOUGH))
@@ -155,7 +202,7 @@ class LatencyModel:
         gamma = np.array([key[1] for key in keys])
         rows = _features(size, gamma)
         rows[:, -1] = context
-        covariance = self._solve(rows, ns, spread**2 / count + _DRIFT * age + _MISFIT**2, float(context.mean()))
+        covariance = self._solve(rows, ns, spread**2 / effective + _DRIFT * age + _MISFIT**2, float(context.mean()))
         # What the cells say beyond the formula.
         expected = rows @ self.parameters
         factor = np.zeros((len(SIZES), len(self.gammas)))
@@ -164,8 +211,8 @@ class LatencyModel:
         index = np.array([key[0] for key in keys])
         column = np.array([self._column[key[1]] for key in keys])
         factor[index, column] = np.log(ns / np.maximum(expected, 1.0))
-        weight[index, column] = count / (1.0 + age / 20_000)
-        noise[index, column] = spread**2 / count + _DRIFT * age
+        weight[index, column] = effective / (1.0 + age / 20_000)
+        noise[index, column] = spread**2 / effective + _DRIFT * age
         near = _NEIGHBOURS @ np.minimum(weight, 20.0)
         shared = (_NEIGHBOURS @ (np.minimum(weight, 20.0) * factor)) / (near + own)
         correction = (weight * factor + own * shared) / (weight + own)
@@ -181,7 +228,7 @@ class LatencyModel:
 
     def expected_ns(self, batch_size: int, gamma: int) -> float:
         """As of the last fit."""
-        return float(self.ns[bucket(batch_size), self._column[gamma]])
+        return float(self.ns[bucket(batch_size), self._column[gamma]]) * math.exp(self.pace)
 
     def noise(self, index: int, gamma: int) -> float:
         """Relative spread of the iterations of one cell; a usual one where nothing was seen."""
@@ -230,6 +277,10 @@ class LatencyModel:
         self.cells = cells
         self.context_per_request = max(0.0, float(state["context_per_request"]))
         self.fit(0)
+
+
+def _log_ratio(ns: float, expected: float) -> float:
+    return min(0.7, max(-0.7, math.log(ns / max(1.0, expected))))
 
 
 def _features(size: Any, gamma: Any) -> np.ndarray:

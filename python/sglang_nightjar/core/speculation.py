@@ -65,7 +65,7 @@ class Speculation:
             if record.residency in _COUNTS and 0 <= record.context_tokens < 1 << 40:
                 alone = self._without_prefill(record) if shared else ns
                 if alone is not None:
-                    self.latency.add(size, gamma, alone, record.context_tokens, self.iterations)
+                    self.latency.add(size, gamma, alone, record.context_tokens, self.iterations, exact=not shared)
                     taught = True
         if self.iterations >= self._next_fit:
             self.fit()

@@ -21,6 +21,8 @@ class Costs:
         noise: standard deviation of the logarithm of an iteration's time.
         stalls_per_s, stall_ns: now and then, by the time that iterations take, the machine does something else; for so
             long on average, exponentially distributed, however long the iteration is.
+        pace, pace_s: a machine that others share: the standard deviation of the logarithm of what everything takes
+            for a while, and for how many seconds such a while lasts (`Pace`).
     """
 
     target: Table
@@ -33,6 +35,8 @@ class Costs:
     noise: float = field(default=0.02, metadata={"min": 0.0, "max": 2.0})
     stalls_per_s: float = field(default=0.0, metadata={"min": 0.0, "max": 1e6})
     stall_ns: float = field(default=0.0, metadata={"min": 0.0, "max": 1e12})
+    pace: float = field(default=0.0, metadata={"min": 0.0, "max": 2.0})
+    pace_s: float = field(default=3.0, metadata={"min": 0.01, "max": 1e6})
 
     def __post_init__(self) -> None:
         for name in ("target", "draft", "prefill"):

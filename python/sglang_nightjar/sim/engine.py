@@ -18,6 +18,7 @@ from sglang_nightjar.core.residency import Event, Residency, ResidencyMachine, W
 from sglang_nightjar.sim import acceptance
 from sglang_nightjar.sim.loads import Request
 from sglang_nightjar.sim.meter import Meter
+from sglang_nightjar.sim.pace import Pace
 from sglang_nightjar.sim.setup import Setup
 
 #: Random numbers drawn at a time.
@@ -72,6 +73,7 @@ class Engine:
         # Apart from all other chance: the machine of one seed stalls after the same work, whatever the policy does.
         self._stall_random = np.random.default_rng((seed, 3, replica))
         self._until_stall = self._next_stall()
+        self._pace = Pace(self.costs.pace, self.costs.pace_s, np.random.default_rng((seed, 4, replica)))
         self._longest = max(1, self.settings.candidates[-1])
         self._survival: np.ndarray = np.zeros((1, 1))
         self._survival_until = -1
@@ -137,7 +139,7 @@ class Engine:
             done += 1
         if tokens == 0:
             return False
-        took = self._stalled(self.costs.prefill_ns(tokens) * self._next_noise())
+        took = self._stalled(self.costs.prefill_ns(tokens) * self._next_noise() * self._pace.at(self.now))
         self.now += int(took)
         self._prefill_tokens += tokens
         self.meter.prefill(took)
@@ -200,7 +202,7 @@ class Engine:
         self._slack -= gamma + 1
         self._context = context + committed
         base = self._base_ns(size, gamma) + self.costs.context_ns * context
-        took = self._stalled((base + extra) * self._next_noise())
+        took = self._stalled((base + extra) * self._next_noise() * self._pace.at(self.now))
         self.now += int(took)
         self.meter.tokens += committed
         self.meter.decode(self._kinds, size, gamma, context, base + extra, took)
