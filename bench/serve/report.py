@@ -48,15 +48,18 @@ def read(folder: Path) -> Results:
 
 def render(results: Results, conditions: dict[str, Any], set_aside: int, pictures: dict[str, list[str]]) -> str:
     """Markdown. ``pictures`` are paths by scenario."""
-    first, last = results.runs[0]["provenance"], max(results.runs, key=lambda r: r["began"])["provenance"]
-    commits = list(dict.fromkeys(_commit(run["provenance"]) for run in results.runs))
+    # A benchmark that was interrupted, or extended, has several commands and perhaps commits.
+    made = [run["provenance"] for run in sorted(results.runs, key=lambda run: run["began"])]
+    first, last = made[0], made[-1]
+    commits, commands = (list(dict.fromkeys(found)) for found in (map(_commit, made), (p["command"] for p in made)))
     machine = first["machine"]
     parts = [
         "# Benchmark",
         f"{len(results.runs)} runs from {first['time']} to {last['time']}, commit {', '.join(commits)}, "
         f"{machine['cpu']} ({machine['cores']} cores, {machine['memory_gb']} GB; {', '.join(machine['vector'])}), "
         + ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-        + f".\n\n    {first['command']}",
+        + ".\n\n"
+        + "\n".join(f"    {command}" for command in commands),
         "Conditions of all runs: "
         + ", ".join(f"{k} {_shown(v)}" for k, v in conditions.items() if v not in ("", None))
         + ".",

@@ -202,6 +202,41 @@ class TestLatencyModel:
         seen, unseen = model.deviation[bucket(8)]
         assert seen < 0.01 < 0.05 < unseen
 
+    def test_iterations_of_one_slow_second_say_little(self):
+        """24 requests, which take 58 ms, are seen while the machine takes half as long again: 88 ms."""
+        random, model, now = Random(1), LatencyModel((0, 1)), 0
+
+        def stretch(size, pace, length=32):
+            nonlocal now
+            for now in range(now, now + length):
+                model.add(size, 0, 1e6 * (20 + 1.6 * size) * pace * random.gauss(1, 0.03), 0, now)
+
+        for pace in (0.9, 1.1, 0.85, 1.2, 0.95, 1.15, 0.8, 1.05):
+            stretch(32, pace)
+        model.fit(now)
+        assert model.alike > 10
+        stretch(24, 1.5, 16)
+        model.fit(now)
+        # Less than half of it is believed, and not firmly.
+        assert model.ns[bucket(24), 0] < 73e6 and model.deviation[bucket(24), 0] > 0.04
+
+    def test_what_varies_by_itself_is_no_pace(self):
+        random, model = Random(2), LatencyModel((0, 1))
+        for now in range(2000):
+            model.add(8, 0, 1e7 * random.gauss(1, 0.1), 0, now)
+        assert model.alike < 2.5 and abs(model.pace) < 0.02
+
+    def test_a_pace_that_all_share_is_taken_off(self):
+        """γ=1 takes a fifth longer than γ=0, and is only seen while the machine is a quarter faster: less than γ=0."""
+        random, model, now = Random(3), LatencyModel((0, 1)), 0
+        for round_ in range(60):
+            fast = 0.75 if round_ % 4 == 3 else 1.0
+            for now in range(now, now + 40):
+                gamma = int(fast < 1 and now % 40 > 20)
+                model.add(8, gamma, 1e7 * (1 + 0.2 * gamma) * fast * random.gauss(1, 0.02), 0, now)
+            model.fit(now)
+        assert 1.04 < model.expected_ns(8, 1) / model.expected_ns(8, 0) < 1.25
+
     def test_no_parameter_is_negative(self):
         rng = np.random.default_rng(0)
         for _ in range(20):

@@ -159,6 +159,17 @@ def test_the_report_is_whole(runs: list[dict[str, Any]], tmp_path: Path) -> None
         report.write(store)
 
 
+def test_a_benchmark_in_pieces_names_them_all(runs: list[dict[str, Any]]) -> None:
+    later = [dict(run) for run in runs if run["scenario"] == "surge"]
+    for run in later:
+        run["began"] += 1000.0
+        run["provenance"] = run["provenance"] | {"time": "2026-01-02T00:00:00+00:00", "command": "the rest"}
+    rest = [run for run in runs if run["scenario"] != "surge"]
+    text = report.render(Results(later + rest), {}, 0, {})
+    assert "from 2026-01-01T00:00:00+00:00 to 2026-01-02T00:00:00+00:00" in text
+    assert "\n    python -m bench.serve.run\n    the rest\n" in text
+
+
 def test_numbers() -> None:
     assert [number(v) for v in (0.0, 123.4, 1.234, 0.01234, None, math.nan)] == ["0", "123", "1.23", "0.0123", "–", "–"]
 

@@ -73,6 +73,22 @@ def test_a_stall_is_as_long_in_a_large_batch_as_in_a_small_one():
         assert stalls.sum() / (usual * len(took)) == pytest.approx(0.25, rel=0.3)
 
 
+def test_a_shared_machine_is_slow_for_a_while_whatever_runs():
+    paces = {}
+    for gamma in (0, 2):
+        setup = replace(SETUP, costs=replace(COSTS, pace=0.2, pace_s=3.0))
+        policy = Recorder(Decision(((1, None, gamma),), "none"))
+        simulate(setup, closed(1, seconds=900.0, output=10**6), policy, seed=4)
+        took = np.log([r.iteration_ns for r in policy.records])
+        at = np.array([r.at_ns - r.iteration_ns for r in policy.records])
+        paces[gamma] = np.interp(np.arange(10e9, 890e9, 0.5e9), at, took - took.mean())
+    deviation = paces[0].std()
+    assert deviation == pytest.approx(0.2, rel=0.25)
+    # 1/e after three seconds, which are six readings; and the same machine for both.
+    assert np.corrcoef(paces[0][:-6], paces[0][6:])[0, 1] == pytest.approx(np.exp(-1), abs=0.15)
+    assert np.corrcoef(paces[0], paces[2])[0, 1] > 0.97
+
+
 def test_the_oracle_counts_the_prefills_between_iterations():
     """By decoding alone γ=0 is the best: 32 tokens in 10 ms against 57.6 in 21. But a prefill of 20 ms follows each."""
     setup = replace(SETUP, costs=replace(COSTS, prefill=((1, 20e6), (100, 22e6))))

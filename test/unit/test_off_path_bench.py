@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench.off_path import served
+from bench.off_path import mixed, served
 from bench.off_path.run import lowest_tenth, table
 
 
@@ -25,3 +25,14 @@ def test_the_lowest_tenth() -> None:
 def test_the_table_of_servers_compares_neighbours() -> None:
     text = served.table({"8": {"none": [30.0, 40.0], "gamma 0": [33.0, 40.8]}})
     assert "| 8 | 35.00 | 36.90 | 1.060 (1.040 to 1.080) |" in text
+
+
+def test_the_table_of_a_mixed_load_compares_repetitions() -> None:
+    step, prefill = False, True
+    none = [[(step, 50.0, 49.0), (step, 52.0, 50.0), (prefill, 30.0, 28.0)], [(step, 60.0, 59.0)]]
+    ours = [[(step, 53.0, 50.0), (prefill, 29.0, 27.0)], [(step, 61.0, 58.0), (prefill, 99.0, 98.0)]]
+    text = mixed.table({"none": none, "gamma 0": ours})
+    assert "| a decode step | 55.50 | 57.00 | 1.50 (1.25 to 1.75) |" in text
+    assert "| a decode step, outside the forward pass | 1.25 | 3.00 | 1.75 (1.62 to 1.88) |" in text
+    # A repetition in which one of the two had no prefill of one request says nothing.
+    assert "| a prefill | 30.00 | 29.00 | -1.00 (-1.00 to -1.00) |" in text
