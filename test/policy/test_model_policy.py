@@ -208,7 +208,8 @@ class TestLatencyModel:
 
         def stretch(size, pace, length=32):
             nonlocal now
-            for now in range(now, now + length):
+            for _ in range(length):
+                now += 1
                 model.add(size, 0, 1e6 * (20 + 1.6 * size) * pace * random.gauss(1, 0.03), 0, now)
 
         for pace in (0.9, 1.1, 0.85, 1.2, 0.95, 1.15, 0.8, 1.05):
@@ -231,7 +232,8 @@ class TestLatencyModel:
         random, model, now = Random(3), LatencyModel((0, 1)), 0
         for round_ in range(60):
             fast = 0.75 if round_ % 4 == 3 else 1.0
-            for now in range(now, now + 40):
+            for _ in range(40):
+                now += 1
                 gamma = int(fast < 1 and now % 40 > 20)
                 model.add(8, gamma, 1e7 * (1 + 0.2 * gamma) * fast * random.gauss(1, 0.02), 0, now)
             model.fit(now)
