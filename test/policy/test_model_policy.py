@@ -239,6 +239,20 @@ class TestLatencyModel:
             model.fit(now)
         assert 1.04 < model.expected_ns(8, 1) / model.expected_ns(8, 0) < 1.25
 
+    def test_what_is_expected_is_expected_at_the_present_pace(self):
+        """A bound of an objective is a time by the clock, whatever the machine's usual pace."""
+        policy = Model(seed=1)
+        scheduler = Scheduler(policy, make_hello(), seed=1)
+        for _ in range(200):
+            scheduler.step(4)
+        (pool,) = policy.pools.values()
+        pool.fit()
+        usual, expected = pool.mean[bucket(4)][0], pool.latency.expected_ns(4, 0)
+        pool.latency.pace += math.log(2)
+        pool._weigh()
+        assert pool.mean[bucket(4)][0] == pytest.approx(usual / 2, rel=1e-6)
+        assert pool.latency.expected_ns(4, 0) == pytest.approx(2 * expected)
+
     def test_no_parameter_is_negative(self):
         rng = np.random.default_rng(0)
         for _ in range(20):

@@ -118,7 +118,7 @@ class LatencyModel:
     Attributes:
         gammas: the candidates.
         cells: by (bucket, γ).
-        ns: float64[sizes, gammas], expected ns at `SIZES`, after `fit`.
+        ns: float64[sizes, gammas], expected ns at `SIZES`, after `fit`, at the machine's usual pace.
         deviation: float64[sizes, gammas], relative.
         pace: logarithm of what everything takes at present, on a machine that others share, against what cells say.
     """
@@ -226,8 +226,13 @@ class LatencyModel:
         model = np.maximum(variance, 0.0).reshape(shape) + _MISFIT**2 * (1.0 - 0.8 * near / (near + own))
         self.deviation = np.clip(1.0 / np.sqrt(1.0 / model + 1.0 / noise), 0.0005, 0.5)
 
+    @property
+    def present_ns(self) -> np.ndarray:
+        """`ns` at the present pace."""
+        return self.ns * math.exp(self.pace)
+
     def expected_ns(self, batch_size: int, gamma: int) -> float:
-        """As of the last fit."""
+        """As of the last fit, at the present pace."""
         return float(self.ns[bucket(batch_size), self._column[gamma]]) * math.exp(self.pace)
 
     def noise(self, index: int, gamma: int) -> float:

@@ -111,7 +111,9 @@ class Speculation:
         tokens = np.array(expected_tokens([rate for rate, _ in rates], self.gammas))
         variance = np.array(_token_variance([rate for rate, _ in rates], self.gammas))
         deviation = np.array(_token_deviation(rates, self.gammas)) / tokens
-        ns = self.latency.ns + self.stalls.added_ns(self.latency.ns, self.prefill.expected(0) or 0.0)
+        # Bounds of an objective and prefills are times as they are at present.
+        ns = self.latency.present_ns
+        ns = ns + self.stalls.added_ns(ns, self.prefill.expected(0) or 0.0)
         mean = worth(self.objective, _SIZES, ns, tokens, variance, self.arrivals_per_ns, self.stalls.share)
         unsure = np.sqrt(deviation[None, :] ** 2 + self.latency.deviation**2)
         most = np.array(self.gammas, float) + 1.0
