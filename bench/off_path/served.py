@@ -1,7 +1,8 @@
 """What γ=0 costs a user: a server with a draft that a policy process keeps at γ=0, against one without a draft.
 
 Beside the scheduler there is what `bench.off_path.run` leaves out: HTTP, streams, telemetry and the policy process,
-which want the same cores.
+which want the same cores. Two servers of one kind differ as well, by where their memory lies: ``--servers 3`` shows by
+how much.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -55,12 +57,37 @@ def ms_per_iteration(url: str, texts: list[str], new_tokens: int) -> float:
     return 1e3 * (counted[-1] - counted[0]) * len(texts) / (len(counted) - 1)
 
 
+def of_kind(by_server: dict[str, list[float]], kind: str) -> list[float]:
+    """Of each repetition, the mean of the servers of one of `ARMS`."""
+    return [statistics.fmean(times) for times in zip(*(by_server[n] for n in names(by_server, kind)), strict=True)]
+
+
+def names(by_server: Iterable[str], kind: str) -> list[str]:
+    """The servers of one of `ARMS`: ``none #1``, ``none #2``."""
+    return [name for name in by_server if name.partition(" #")[0] == kind]
+
+
+def table_of_servers(cells: dict[str, dict[str, list[float]]]) -> str:
+    """How much longer each server takes than the first one without a draft, by streams."""
+    servers = list(next(iter(cells.values())))
+    first = names(servers, ARMS[0])[0]
+    lines = ["| streams | " + " | ".join(servers) + " |", "| --- |" + " --- |" * len(servers)]
+    for streams, by_server in cells.items():
+        shown = []
+        for server in servers:
+            low, middle, high = quartiles([b / a for a, b in zip(by_server[first], by_server[server], strict=True)])
+            shown.append(f"{middle:.3f} ({low:.3f} to {high:.3f})")
+        lines.append(f"| {streams} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def table(cells: dict[str, dict[str, list[float]]]) -> str:
     """Medians over the repetitions, and the median of the ratios of neighbours."""
     lines = ["| streams | no speculation, ms | γ=0, ms | ratio, median (quartiles) |", "| --- | --- | --- | --- |"]
-    for streams, by_arm in cells.items():
-        low, middle, high = quartiles([b / a for a, b in zip(*(by_arm[name] for name in ARMS), strict=True)])
-        none, ours = (statistics.median(by_arm[name]) for name in ARMS)
+    for streams, by_server in cells.items():
+        by_kind = [of_kind(by_server, kind) for kind in ARMS]
+        low, middle, high = quartiles([b / a for a, b in zip(*by_kind, strict=True)])
+        none, ours = map(statistics.median, by_kind)
         lines.append(f"| {streams} | {none:.2f} | {ours:.2f} | {middle:.3f} ({low:.3f} to {high:.3f}) |")
     return "\n".join(lines) + "\n"
 
@@ -70,6 +97,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 24])
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--repetitions", type=int, default=8)
+    parser.add_argument("--servers", type=int, default=1, help="of each kind (1; each takes 3 GB)")
     parser.add_argument("--kv-tokens", type=int, default=8192)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -81,23 +109,25 @@ def main() -> None:
     cells: dict[str, dict[str, list[float]]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        servers = {
-            name: stack.enter_context(Server(flags(name, folder, args.kv_tokens), folder / f"{name}.log"))
-            for name in ARMS
-        }
+        servers = {}
+        for number, kind in itertools.product(range(1, args.servers + 1), ARMS):
+            name = f"{kind} #{number}"
+            server = Server(flags(kind, folder, args.kv_tokens), folder / f"{name}.log")
+            servers[name] = stack.enter_context(server)
         for server in servers.values():
             ms_per_iteration(server.url, prompts[:4], 32)
         for streams, repetition in itertools.product(args.streams, range(args.repetitions)):
+            cells.setdefault(str(streams), {name: [] for name in servers})
             texts = [prompts[(repetition * streams + i) % len(prompts)] for i in range(streams)]
-            for name in draw.sample(ARMS, len(ARMS)):
+            for name in draw.sample(list(servers), len(servers)):
                 found = ms_per_iteration(servers[name].url, texts, args.new_tokens)
-                cells.setdefault(str(streams), {}).setdefault(name, []).append(found)
+                cells[str(streams)][name].append(found)
             print(f"{streams} streams, repetition {repetition + 1} of {args.repetitions}", file=sys.stderr)
     settings: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     args.out.mkdir(parents=True, exist_ok=True)
     result = {"provenance": provenance(settings=settings), "ms_per_iteration": cells}
     (args.out / "served.json").write_text(json.dumps(result, indent=1) + "\n")
-    text = table(cells)
+    text = table(cells) + ("\n" + table_of_servers(cells) if args.servers > 1 else "")
     (args.out / "served.md").write_text(text)
     print(text)
 

@@ -54,11 +54,12 @@ def read_trace(path: Path) -> list[TraceRow]:
     return [TraceRow(*row) for row in loads.read_trace(path)]
 
 
-def replay(rows: Sequence[TraceRow], rate: float, start: float, seconds: float) -> list[TraceRow]:
-    """What arrives in ``seconds`` of the trace from its second ``start``, once time is scaled so that ``rate`` is the
-    mean number of requests per second over the whole trace. Times are those of the replay, from 0.
+def replay(rows: Sequence[TraceRow], rate: float, seconds: float, draw: random.Random) -> list[TraceRow]:
+    """The whole trace in ``seconds``, with ``rate`` requests per second on average, each of them one of the trace's.
+
+    A piece of a trace at its own pace may be a lull from end to end (a third of the half minutes of Azure's code trace
+    of 2023 are empty); hours of it in minutes have the lulls and the rushes of the whole. Times are the replay's.
     """
-    duration = rows[-1].at
-    factor = len(rows) / duration / rate
-    scaled = [TraceRow(row.at * factor - start, row.prompt_tokens, row.new_tokens) for row in rows]
-    return [row for row in scaled if 0 <= row.at < seconds]
+    factor = seconds / (rows[-1].at + 1e-6)
+    chosen = sorted(draw.choices(rows, k=round(rate * seconds)), key=lambda row: row.at)
+    return [TraceRow(row.at * factor, row.prompt_tokens, row.new_tokens) for row in chosen]

@@ -177,14 +177,12 @@ def _replay(scale: Scale, trace: list[TraceRow]) -> Scenario:
     seconds, parts = 4 * scale.seconds(24.0), 4
     phases = _phases([(f"part {i + 1}", seconds / parts) for i in range(parts)])
     rate = 1.5 * scale.rate
-    # Where in the trace a repetition begins is drawn, so that repetitions see different parts of it.
-    whole = len(trace) / rate
 
     def arrive(draw: random.Random) -> list[Arrival]:
-        start = draw.uniform(0, max(0.0, whole - seconds))
-        return [Arrival(r.at, r.prompt_tokens, r.new_tokens) for r in arrivals.replay(trace, rate, start, seconds)]
+        return [Arrival(r.at, r.prompt_tokens, r.new_tokens) for r in arrivals.replay(trace, rate, seconds, draw)]
 
-    return Scenario("trace", f"a recorded trace, scaled to {rate:g} requests a second", phases, arrive)
+    question = f"a recorded trace, all of it in {seconds:g} s, of its requests {rate:g} a second"
+    return Scenario("trace", question, phases, arrive)
 
 
 def _scaled(steps: list[tuple[str, float, float]], scale: Scale) -> list[tuple[str, float, float]]:

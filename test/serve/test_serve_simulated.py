@@ -46,6 +46,15 @@ def test_a_closed_loop_has_its_clients() -> None:
     assert full["requests_per_s"] * full["latency_s"]["mean"] == pytest.approx(24, rel=0.25)
 
 
+def test_a_server_without_a_draft_is_spared_what_an_idle_one_costs() -> None:
+    machine = next(machine for machine in simulated.MACHINES if machine.name == "demo-cpu")
+    costs = builtin(machine.name).costs
+    spared = simulated.without_draft(builtin(machine.name), machine.idle_draft_ns).costs
+    assert costs.decode_ns(24, 0, 1000.0) - spared.decode_ns(24, 0, 1000.0) == pytest.approx(1e6)
+    none, off = (play("clients", arm)["whole"]["tokens_per_s"] for arm in ("none", "off"))
+    assert 1.01 < none / off < 1.04
+
+
 @pytest.mark.parametrize("name", simulated.SCENARIOS)
 def test_same_load_for_every_arm(name: str) -> None:
     arms = [play(name, arm) for arm in ("none", "nightjar")]

@@ -23,8 +23,16 @@ def test_the_lowest_tenth() -> None:
 
 
 def test_the_table_of_servers_compares_neighbours() -> None:
-    text = served.table({"8": {"none": [30.0, 40.0], "gamma 0": [33.0, 40.8]}})
+    text = served.table({"8": {"none #1": [30.0, 40.0], "gamma 0 #1": [33.0, 40.8]}})
     assert "| 8 | 35.00 | 36.90 | 1.060 (1.040 to 1.080) |" in text
+
+
+def test_several_servers_of_a_kind_count_as_one_and_are_shown_by_themselves() -> None:
+    times = {"none #1": [30.0, 40.0], "gamma 0 #1": [33.0, 44.0], "none #2": [34.0, 44.0], "gamma 0 #2": [31.0, 40.0]}
+    assert "| 24 | 37.00 | 37.00 | 1.000 (1.000 to 1.000) |" in served.table({"24": times})
+    lines = served.table_of_servers({"24": times}).splitlines()
+    assert lines[0] == "| streams | none #1 | gamma 0 #1 | none #2 | gamma 0 #2 |"
+    assert "| 24 | 1.000 (1.000 to 1.000) | 1.100 (1.100 to 1.100) | 1.117 (1.108 to 1.125) | 1.017" in lines[2]
 
 
 def test_the_table_of_a_mixed_load_compares_repetitions() -> None:
