@@ -26,14 +26,17 @@ class Forecast:
     side_by_side: bool
     besides: list[float] = field(default_factory=list)
 
-    def seconds(self, todo: Sequence[Run], up: set[str], starts: Sequence[float]) -> float:
-        """For ``todo``; ``up`` are the kinds of servers that run, ``starts`` what earlier starts took."""
+    def seconds(self, todo: Sequence[Run], last: Run | None, up: set[str], starts: Sequence[float]) -> float:
+        """For ``todo``, after ``last``; ``up`` are the kinds of servers that run, ``starts`` what earlier starts took."""
         beside = _mean(self.besides, self.warm_up_s + _BESIDE)
         changes = 0
         for run in todo:
+            if not self.side_by_side and last is not None and run.group != last.group:
+                up = set()
             if run.arm.server not in up:
                 changes += 1
                 up = {*up, run.arm.server} if self.side_by_side else {run.arm.server}
+            last = run
         loads = sum(self.scenarios[run.scenario].seconds + beside for run in todo)
         return loads + changes * _mean(starts, _START)
 

@@ -24,13 +24,18 @@ class Run:
         """Also the name of its file."""
         return f"{self.scenario}.{self.arm.slug}.{self.repetition}"
 
+    @property
+    def group(self) -> tuple[str, int]:
+        """Runs of one group are compared with each other."""
+        return self.scenario, self.repetition
+
 
 def order(scenarios: Sequence[str], arms: Sequence[Arm], repetitions: int) -> list[Run]:
     """All runs. Repetitions of a scenario follow each other, each with every arm.
 
     Arms of one kind of server follow each other, forwards and backwards in turn (ABBA: a drift that is linear in time
     cancels out of their difference over two repetitions), starting with another arm every two repetitions. Kinds of
-    servers rotate, and the one that ends a repetition begins the next: it is up already.
+    servers rotate.
     """
     kinds = list(dict.fromkeys(arm.server for arm in arms))
     runs = []

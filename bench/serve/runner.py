@@ -42,18 +42,25 @@ class Bench:
         """
         fleet, warm_up_s = self.measurement.fleet, self.measurement.settings.warm_up_s
         forecast = Forecast(self.scenarios, warm_up_s, fleet.side_by_side)
-        began, in_a_row = time.monotonic(), 0
+        began, in_a_row, last = time.monotonic(), 0, None
         todo = [run for run in runs if not self.store.has(run.name)]
         if len(todo) < len(runs):
             self.say(f"{len(runs) - len(todo)} of {len(runs)} runs are there already")
         if fleet.side_by_side:
             self._start_all(todo)
         for number, run in enumerate(todo):
+            if not fleet.side_by_side and last is not None and run.group != last.group:
+                # Two servers alike differ by some per cent as long as they live: no two repetitions share one's luck.
+                fleet.stop()
             where = f"[{number + 1}/{len(todo)}]"
             before, starts = time.monotonic(), len(fleet.starts)
-            if within_s is not None and before - began + forecast.seconds([run], fleet.up, fleet.starts) > within_s:
+            if (
+                within_s is not None
+                and before - began + forecast.seconds([run], last, fleet.up, fleet.starts) > within_s
+            ):
                 self.say(f"no time for the next run; the same command goes on, with {len(todo) - number} runs")
                 return
+            last = run
             if run.arm.server not in fleet.up:
                 self.say(f"starting a server: {run.arm.server}")
             try:
@@ -70,7 +77,7 @@ class Bench:
             self.store.save(run.name, result)
             spent = time.monotonic() - before - sum(fleet.starts[starts:])
             forecast.besides.append(max(0.0, spent - self.scenarios[run.scenario].seconds))
-            left = forecast.seconds(todo[number + 1 :], fleet.up, fleet.starts)
+            left = forecast.seconds(todo[number + 1 :], run, fleet.up, fleet.starts)
             self.say(f"{where} {_line(result)}" + (f"; {duration(left)} left" if left else ""))
 
     def _start_all(self, todo: Sequence[Run]) -> None:

@@ -130,15 +130,16 @@ def test_offloading_is_compared_where_memory_is_short() -> None:
 def test_what_is_left() -> None:
     scenarios = catalogue()
     runs = order(["surge"], [arms.make(name) for name in ("none", "static-3", "nightjar")], 2)
-    # none | static-3, nightjar || nightjar, static-3 | none: the second server stays from one repetition to the next.
+    # none | static-3, nightjar || nightjar, static-3 | none: new servers in the second repetition.
     kinds = [run.arm.server for run in runs]
     assert kinds == ["plain", "steered", "steered", "steered", "steered", "plain"]
     forecast = Forecast(scenarios, warm_up_s=10.0, side_by_side=False, besides=[20.0, 30.0])
-    assert forecast.seconds(runs, set(), [40.0]) == pytest.approx(6 * (90 + 25) + 3 * 40)
-    assert forecast.seconds(runs[1:], {"steered"}, [40.0]) == pytest.approx(5 * (90 + 25) + 40)
+    assert forecast.seconds(runs, None, set(), [40.0]) == pytest.approx(6 * (90 + 25) + 4 * 40)
+    assert forecast.seconds(runs[2:], runs[1], {"steered"}, [40.0]) == pytest.approx(4 * (90 + 25) + 2 * 40)
+    assert forecast.seconds(runs[3:], runs[2], {"steered"}, [40.0]) == pytest.approx(3 * (90 + 25) + 2 * 40)
     side_by_side = Forecast(scenarios, warm_up_s=10.0, side_by_side=True, besides=[25.0])
-    assert side_by_side.seconds(runs, set(), [40.0]) == pytest.approx(6 * (90 + 25) + 2 * 40)
-    assert forecast.seconds([], set(), []) == 0
+    assert side_by_side.seconds(runs, None, set(), [40.0]) == pytest.approx(6 * (90 + 25) + 2 * 40)
+    assert forecast.seconds([], None, set(), []) == 0
     assert [duration(s) for s in (5, 1500, 11_100)] == ["1 min", "25 min", "3 h 05 min"]
 
 

@@ -120,7 +120,7 @@ def test_the_order_is_fair() -> None:
         kinds = [r.arm.server for r in one]
         assert sum(a != b for a, b in zip(kinds, kinds[1:], strict=False)) == 2
     assert Counter(one[0].arm.server for one in rounds) == {"plain": 2, "steered": 2, "adaptive": 2}
-    # What ends a round begins the next, so that its server need not start again.
+    # What ends a round begins the next.
     assert all(one[-1].arm.server == after[0].arm.server for one, after in zip(rounds, rounds[1:], strict=False))
 
 

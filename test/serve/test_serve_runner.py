@@ -109,6 +109,23 @@ def test_no_run_is_begun_that_would_not_end_in_time(tmp_path: Path) -> None:
     assert planned.made == NAMES and time.monotonic() - began < 30
 
 
+def test_every_repetition_has_servers_of_its_own(tmp_path: Path) -> None:
+    made, planned, said = bench(tmp_path)
+    up: list[set[str]] = []
+    make = planned.make
+
+    def watched(run: Run, scenario: Any) -> dict[str, Any]:
+        up.append(planned.fleet.up)
+        return make(run, scenario)
+
+    planned.make = watched  # type: ignore[method-assign]
+    made.run(RUNS)
+    # none | three on one server || three on another one | none
+    assert [run.arm.server for run in RUNS] == ["plain", *["steered"] * 6, "plain"]
+    assert up == [set(), {"plain"}, {"steered"}, {"steered"}, set(), {"steered"}, {"steered"}, {"steered"}]
+    assert said.count("starting a server: steered") == 2
+
+
 def test_side_by_side_no_server_is_ever_alone(tmp_path: Path) -> None:
     made, planned, _ = bench(tmp_path)
     planned.fleet.side_by_side = True
