@@ -27,7 +27,7 @@ class Forecast:
     besides: list[float] = field(default_factory=list)
 
     def seconds(self, todo: Sequence[Run], last: Run | None, up: set[str], starts: Sequence[float]) -> float:
-        """For ``todo``, after ``last``; ``up`` are the kinds of servers that run, ``starts`` what earlier starts took."""
+        """For ``todo``, after ``last``; ``up`` are the kinds of servers that run, ``starts`` what earlier ones took."""
         beside = _mean(self.besides, self.warm_up_s + _BESIDE)
         changes = 0
         for run in todo:
