@@ -69,7 +69,7 @@ def main() -> None:
                 lines.append(line)
                 out.write(json.dumps(line) + "\n")
                 out.flush()
-    (args.out / "provenance.json").write_text(json.dumps(provenance(seeds=args.seeds), indent=1) + "\n")
+        (args.out / "provenance.json").write_text(json.dumps(provenance(seeds=args.seeds), indent=1) + "\n")
     print(write_report(lines, args.out))
     if stale := [line for line in lines if line.get("code") != code]:
         print(f"{len(stale)} of {len(lines)} runs are of other policies, core or simulator than these, {code}")
