@@ -67,16 +67,19 @@ def names(by_server: Iterable[str], kind: str) -> list[str]:
     return [name for name in by_server if name.partition(" #")[0] == kind]
 
 
+def ratio(first: list[float], second: list[float]) -> str:
+    """Of neighbours, the second to the first: median and quartiles."""
+    low, middle, high = quartiles([b / a for a, b in zip(first, second, strict=True)])
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+
+
 def table_of_servers(cells: dict[str, dict[str, list[float]]]) -> str:
     """How much longer each server takes than the first one without a draft, by streams."""
     servers = list(next(iter(cells.values())))
     first = names(servers, ARMS[0])[0]
     lines = ["| streams | " + " | ".join(servers) + " |", "| --- |" + " --- |" * len(servers)]
     for streams, by_server in cells.items():
-        shown = []
-        for server in servers:
-            low, middle, high = quartiles([b / a for a, b in zip(by_server[first], by_server[server], strict=True)])
-            shown.append(f"{middle:.3f} ({low:.3f} to {high:.3f})")
+        shown = [ratio(by_server[first], by_server[server]) for server in servers]
         lines.append(f"| {streams} | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
 
@@ -86,9 +89,8 @@ def table(cells: dict[str, dict[str, list[float]]]) -> str:
     lines = ["| streams | no speculation, ms | γ=0, ms | ratio, median (quartiles) |", "| --- | --- | --- | --- |"]
     for streams, by_server in cells.items():
         by_kind = [of_kind(by_server, kind) for kind in ARMS]
-        low, middle, high = quartiles([b / a for a, b in zip(*by_kind, strict=True)])
         none, ours = map(statistics.median, by_kind)
-        lines.append(f"| {streams} | {none:.2f} | {ours:.2f} | {middle:.3f} ({low:.3f} to {high:.3f}) |")
+        lines.append(f"| {streams} | {none:.2f} | {ours:.2f} | {ratio(*by_kind)} |")
     return "\n".join(lines) + "\n"
 
 

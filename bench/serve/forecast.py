@@ -31,7 +31,7 @@ class Forecast:
         beside = _mean(self.besides, self.warm_up_s + _BESIDE)
         changes = 0
         for run in todo:
-            if not self.side_by_side and last is not None and run.group != last.group:
+            if not self.side_by_side and last is not None and not run.is_compared_with(last):
                 up = set()
             if run.arm.server not in up:
                 changes += 1

@@ -24,10 +24,11 @@ class Run:
         """Also the name of its file."""
         return f"{self.scenario}.{self.arm.slug}.{self.repetition}"
 
-    @property
-    def group(self) -> tuple[str, int]:
-        """Runs of one group are compared with each other."""
-        return self.scenario, self.repetition
+    def is_compared_with(self, other: Run) -> bool:
+        """Same load, same repetition. Others get new servers: two alike differ by some per cent as long as they live,
+        and no two repetitions should share one's luck.
+        """
+        return (self.scenario, self.repetition) == (other.scenario, other.repetition)
 
 
 def order(scenarios: Sequence[str], arms: Sequence[Arm], repetitions: int) -> list[Run]:

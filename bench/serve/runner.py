@@ -49,15 +49,12 @@ class Bench:
         if fleet.side_by_side:
             self._start_all(todo)
         for number, run in enumerate(todo):
-            if not fleet.side_by_side and last is not None and run.group != last.group:
-                # Two servers alike differ by some per cent as long as they live: no two repetitions share one's luck.
+            if not fleet.side_by_side and last is not None and not run.is_compared_with(last):
                 fleet.stop()
             where = f"[{number + 1}/{len(todo)}]"
             before, starts = time.monotonic(), len(fleet.starts)
-            if (
-                within_s is not None
-                and before - began + forecast.seconds([run], last, fleet.up, fleet.starts) > within_s
-            ):
+            expected = forecast.seconds([run], last, fleet.up, fleet.starts)
+            if within_s is not None and before - began + expected > within_s:
                 self.say(f"no time for the next run; the same command goes on, with {len(todo) - number} runs")
                 return
             last = run
