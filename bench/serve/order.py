@@ -32,7 +32,7 @@ class Run:
 
 
 def order(scenarios: Sequence[str], arms: Sequence[Arm], repetitions: int) -> list[Run]:
-    """All runs. Repetitions of a scenario follow each other, each with every arm.
+    """All runs. Every scenario once with every arm, then again: a benchmark that is stopped has as much of each.
 
     Arms of one kind of server follow each other, forwards and backwards in turn (ABBA: a drift that is linear in time
     cancels out of their difference over two repetitions), starting with another arm every two repetitions. Kinds of
@@ -40,8 +40,8 @@ def order(scenarios: Sequence[str], arms: Sequence[Arm], repetitions: int) -> li
     """
     kinds = list(dict.fromkeys(arm.server for arm in arms))
     runs = []
-    for scenario in scenarios:
-        for repetition in range(repetitions):
+    for repetition in range(repetitions):
+        for scenario in scenarios:
             for kind in _rotated(kinds, -repetition):
                 own = _rotated([arm for arm in arms if arm.server == kind], repetition // 2)
                 if repetition % 2:
