@@ -16,10 +16,9 @@ import numpy as np
 
 from sglang_nightjar.core import gammas
 from sglang_nightjar.core.bin_greedy import BUCKETS
-from sglang_nightjar.core.messages import Hello, Telemetry
+from sglang_nightjar.core.messages import LONGEST_ITERATION_NS, Hello, Telemetry
 from sglang_nightjar.core.policy import Decision, Policy
 
-_LONGEST_NS = 60_000_000_000
 _DECIDE_EVERY = 8
 
 
@@ -79,7 +78,7 @@ class Goodput(Policy):
         scheduler = self.schedulers.get(sender)
         if scheduler is None or not 1 <= record.batch_size <= 1 << 20 or record.gamma not in scheduler.candidates:
             return None
-        if not (0 < record.iteration_ns <= _LONGEST_NS and 0 <= record.context_tokens <= 1 << 40):
+        if not (0 < record.iteration_ns <= LONGEST_ITERATION_NS and 0 <= record.context_tokens <= 1 << 40):
             return None
         scheduler.iterations += 1
         self._see_acceptance(scheduler, record)

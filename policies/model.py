@@ -3,13 +3,11 @@
 Ours. What it learns in one cell (a batch size and a γ) serves all: `core.latency_model` and `core.draft_acceptance`
 give time and tokens of every cell with their error bars, `core.objective` what that is worth. From there:
 
-- It takes the γ of the largest expected worth, and stays with the present one where they differ by less than `_MARGIN`.
+- It takes the γ of the largest expected worth, and stays with the present one where they differ by less than `MARGIN`.
 - It explores where a γ may be better than the best one looks, the one first whose chance costs least, for a few
-  iterations, at the batch size at hand. ``explore`` bounds the share of iterations; nothing is explored while the
-  objective is missed, while requests are being retracted, or while KV is short.
-- The draft comes back when what was forgone without it has come to what catching up costs (the ski-rental rule, Karlin
-  et al. 1988: never more than twice the cost of knowing the future). That cost is measured; before, it is the
-  scheduler's table's.
+  iterations, at the batch size at hand (`core.exploration`). ``explore`` bounds the share of iterations; nothing is
+  explored while the objective is missed, while requests are being retracted, or while KV is short.
+- The draft comes back when what was forgone without it has come to what catching up costs (`core.draft_return`).
 - Under KV pressure γ is held so low that an iteration's drafts fit, and where γ is 0, for that or any other reason, the
   draft gives its memory up (`core.offload_rule`).
 
@@ -18,32 +16,25 @@ Schedulers with the same models, hardware and SGLang version share what they lea
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_nightjar.core import gammas
 from sglang_nightjar.core.arrival_rate import ArrivalRate
-from sglang_nightjar.core.bin_greedy import switch_cost
+from sglang_nightjar.core.draft_return import DraftReturn
+from sglang_nightjar.core.exploration import Exploration
 from sglang_nightjar.core.latency_model import SIZES
-from sglang_nightjar.core.messages import MAX_BATCH, Arrivals, Hello, Residency, Telemetry
+from sglang_nightjar.core.messages import MAX_BATCH, Arrivals, Hello, Telemetry
 from sglang_nightjar.core.objective import Objective
 from sglang_nightjar.core.offload_rule import DEVICE, OffloadRule
 from sglang_nightjar.core.policy import Decision, Policy
-from sglang_nightjar.core.speculation import Speculation, at
+from sglang_nightjar.core.speculation import MARGIN, Speculation, at
 
 _Key = tuple[str, ...]
 _MAX_POOLS = 16
 _STATE_VERSION = 1
 #: Own iterations between two plans of a scheduler that learns with others, at least.
 _LOOK_EVERY = 8
-#: A γ that is better by less is no reason to change, and one that may be better by less none to try.
-_MARGIN, _WORTH_A_TRY = 0.002, 0.01
-#: Iterations' worth of exploration that may be saved up, which is also what a new scheduler starts with.
-_MOST_CREDIT = 32.0
-#: Judged requests that a trial should give, its shortest length, and its longest one for noise.
-_TRIAL_REQUESTS, _SHORTEST_TRIAL, _LONGEST_TRIAL = 24, 2, 8
-_RESIDENT, _CATCHING_UP = Residency.RESIDENT, Residency.CATCHING_UP
 
 
 @dataclass(frozen=True)
@@ -72,33 +63,18 @@ class ModelParams:
             )
 
 
-@dataclass(slots=True)
-class _Trial:
-    """Exploration of ``column`` at the buckets around ``bucket``: iterations still to run, and to wait at most."""
-
-    column: int
-    bucket: int
-    left: int
-    patience: int
-
-
 class _Scheduler:
-    """One scheduler: what it was told, what it does, and what it may explore."""
+    """One scheduler: what it was told, and what it does."""
 
-    def __init__(self, hello: Hello, key: _Key, pool: Speculation, rule: OffloadRule) -> None:
-        self.hello, self.key, self.pool, self.rule = hello, key, pool, rule
+    def __init__(self, hello: Hello, key: _Key, pool: Speculation, params: ModelParams) -> None:
+        self.hello, self.key, self.pool = hello, key, pool
+        self.rule = OffloadRule(hello, params.watermark, params.persistence_s)
+        self.draft, self.exploration = DraftReturn(hello, pool), Exploration(params.explore)
         self.plan = [hello.candidates.index(hello.start_gamma)] * len(SIZES)
         self.sent: gammas.Ranges = gammas.constant(hello.start_gamma)
         self.version = -1
         self.since_plan = 0
         self.bucket = 0
-        self.credit = _MOST_CREDIT
-        self.trial: _Trial | None = None
-        #: The draft has been left behind; whether it was decided that it comes back; what was forgone meanwhile, ns.
-        self.parked = self.returning = False
-        self.forgone_ns = 0.0
-        self.lag_total = 0
-        self.catch_up_ns = 0.0
         self.retractions = self.calm_until = 0
         self.waits_since_ns = 0
         self.tpot_ns = 0.0
@@ -125,10 +101,10 @@ class Model(Policy):
     def hello(self, hello: Hello) -> Decision:
         known = self.schedulers.get(hello.sender)
         if known is None or known.hello.candidates != hello.candidates or self._key(hello) != known.key:
-            key, rule = self._key(hello), OffloadRule(hello, self.params.watermark, self.params.persistence_s)
-            self.schedulers[hello.sender] = _Scheduler(hello, key, self._pool(key, hello.candidates), rule)
+            key = self._key(hello)
+            self.schedulers[hello.sender] = _Scheduler(hello, key, self._pool(key, hello.candidates), self.params)
         else:
-            known.hello = hello
+            known.hello = known.draft.hello = hello
         scheduler = self.schedulers[hello.sender]
         self._count_sharers(scheduler.pool)
         if scheduler.pool.version:
@@ -148,11 +124,12 @@ class Model(Policy):
         taught = pool.learn(record)
         moved = index != scheduler.bucket
         scheduler.bucket = index
-        scheduler.credit = min(_MOST_CREDIT, scheduler.credit + self.params.explore)
+        scheduler.exploration.earn()
         self._watch(scheduler, record)
-        changed = self._follow_draft(scheduler, record) if record.residency != _RESIDENT or scheduler.parked else False
-        if scheduler.trial is not None:
-            changed |= self._follow_trial(scheduler, record, index, taught)
+        changed = scheduler.draft.follow(record, index)
+        if scheduler.exploration.follow(scheduler.hello.candidates.index(record.gamma), index, taught):
+            pool.fit_soon()
+            changed = True
         if scheduler.rule.note(record, self._wants_drafts(scheduler, index)):
             scheduler.sent = self._ranges(scheduler)
             return Decision(scheduler.sent, scheduler.rule.reason, scheduler.rule.residency)
@@ -163,8 +140,9 @@ class Model(Policy):
             return None
         if changed or stale:
             self._replan(scheduler)
-        if scheduler.trial is None:
-            self._consider_trial(scheduler, record, index)
+        if scheduler.exploration.trial is None and self._may_explore(scheduler, record):
+            price = scheduler.draft.cost_ns(record)
+            scheduler.exploration.consider(pool, index, scheduler.plan[index], record, price)
         return self._tell(scheduler, record.gamma, index)
 
     def arrivals(self, arrivals: Arrivals) -> None:
@@ -236,6 +214,8 @@ class Model(Policy):
             scheduler.tpot_ns += 0.05 * (per_token - scheduler.tpot_ns)
 
     def _may_explore(self, scheduler: _Scheduler, record: Telemetry) -> bool:
+        if not scheduler.exploration.can_afford_one() or scheduler.rule.residency != DEVICE:
+            return False
         if scheduler.pool.iterations < scheduler.calm_until:
             return False
         objective = self.objective
@@ -250,104 +230,23 @@ class Model(Policy):
         free = scheduler.free_kv
         return free is None or free > 4 * record.batch_size * (scheduler.hello.candidates[-1] + 1)
 
-    def _follow_draft(self, scheduler: _Scheduler, record: Telemetry) -> bool:
-        """The draft was left behind at γ=0: what is forgone, what its return costs. True if that changes the plan."""
-        before = scheduler.parked, scheduler.returning
-        if record.residency == _RESIDENT:
-            if scheduler.catch_up_ns > 0:
-                scheduler.pool.catch_up.add(scheduler.lag_total, scheduler.catch_up_ns)
-            scheduler.parked = scheduler.returning = False
-            scheduler.forgone_ns = scheduler.catch_up_ns = 0.0
-            return before != (False, False)
-        scheduler.parked = True
-        pool, index = scheduler.pool, scheduler.bucket
-        if record.residency == _CATCHING_UP:
-            usual = pool.latency.expected_ns(record.batch_size, 0) if 0 in pool.gammas else 0.0
-            if not record.prefill_tokens and 0 < record.iteration_ns < 60_000_000_000:
-                scheduler.catch_up_ns += max(0.0, record.iteration_ns - usual)
-            return before != (True, scheduler.returning)
-        if 0 <= record.lag_total < 1 << 40:
-            scheduler.lag_total = record.lag_total
-        scores = pool.mean[index]
-        best = max(scores)
-        if best <= scores[0] * (1 + _MARGIN) or pool.gammas[0] != 0:
-            scheduler.forgone_ns, scheduler.returning = 0.0, False
-        elif not scheduler.returning and 0 < record.iteration_ns < 60_000_000_000:
-            scheduler.forgone_ns += record.iteration_ns * (1 - scores[0] / best)
-            scheduler.returning = scheduler.forgone_ns >= self._return_ns(scheduler, record)
-        return before != (True, scheduler.returning)
-
-    def _return_ns(self, scheduler: _Scheduler, record: Telemetry) -> float:
-        known = scheduler.pool.catch_up.expected(scheduler.lag_total)
-        if known is not None:
-            return known
-        if scheduler.hello.switch_costs:
-            return switch_cost(scheduler.hello.switch_costs, record.lag_max, record.batch_size)
-        return scheduler.pool.latency.expected_ns(record.batch_size, 0)
-
-    def _follow_trial(self, scheduler: _Scheduler, record: Telemetry, index: int, taught: bool) -> bool:
-        """Count a trial's iterations. True if it is over."""
-        trial = scheduler.trial
-        assert trial is not None
-        trial.patience -= 1
-        if scheduler.hello.candidates[trial.column] == record.gamma:
-            trial.left -= taught
-            scheduler.credit -= 1.0
-        if trial.left > 0 and trial.patience > 0 and abs(index - trial.bucket) <= 1:
-            return False
-        scheduler.trial = None
-        scheduler.pool.fit_soon()
-        return True
-
     # Decisions.
-
-    def _consider_trial(self, scheduler: _Scheduler, record: Telemetry, index: int) -> None:
-        if self.params.explore <= 0 or scheduler.credit < _SHORTEST_TRIAL or not self._may_explore(scheduler, record):
-            return
-        if scheduler.rule.residency != DEVICE:
-            return
-        pool = scheduler.pool
-        scores, chances = pool.mean[index], pool.optimistic[index]
-        best = max(scores)
-        chosen, ratio = -1, 0.0
-        for column, chance in enumerate(chances):
-            gain = chance / best - 1.0 - _WORTH_A_TRY
-            if gain > 0 and column != scheduler.plan[index]:
-                loss = 1.0 - scores[column] / best
-                if gain / (loss + 0.01) > ratio:
-                    chosen, ratio = column, gain / (loss + 0.01)
-        if chosen < 0:
-            return
-        # The noisier the times, the more of them tell two γ apart.
-        noise = pool.latency.noise(index, record.gamma)
-        readings = min(_LONGEST_TRIAL, math.ceil((noise / 0.03) ** 2))
-        length = max(_SHORTEST_TRIAL, readings, math.ceil(_TRIAL_REQUESTS / record.batch_size))
-        length = min(length, max(_SHORTEST_TRIAL, int(scheduler.credit)))
-        if scheduler.parked:
-            # Its price includes the draft's return.
-            price = self._return_ns(scheduler, record) / max(1.0, pool.latency.expected_ns(record.batch_size, 0))
-            if price + length > scheduler.credit:
-                return
-            scheduler.credit -= price
-        scheduler.trial = _Trial(chosen, index, length, 4 * length + 16)
 
     def _replan(self, scheduler: _Scheduler) -> None:
         """The best γ of every bucket."""
         pool, plan = scheduler.pool, scheduler.plan
         scheduler.version, scheduler.since_plan = pool.version, 0
         for index, (scores, best) in enumerate(zip(pool.mean, pool.best, strict=True)):
-            if scores[plan[index]] < scores[best] * (1.0 - _MARGIN):
+            if scores[plan[index]] < scores[best] * (1.0 - MARGIN):
                 plan[index] = best
 
     def _ranges(self, scheduler: _Scheduler) -> gammas.Ranges:
         candidates, columns = scheduler.hello.candidates, scheduler.plan
-        if scheduler.parked and not scheduler.returning and candidates[0] == 0:
+        if not scheduler.draft.is_due:
             columns = [0] * len(columns)
-        trial = scheduler.trial
+        trial = scheduler.exploration.trial
         if trial is not None:
-            columns = [
-                trial.column if abs(index - trial.bucket) <= 1 else column for index, column in enumerate(columns)
-            ]
+            columns = [trial.column if trial.covers(index) else column for index, column in enumerate(columns)]
         most = self._most_that_fits(scheduler)
         if most < len(candidates) - 1:
             columns = [
@@ -367,7 +266,7 @@ class Model(Policy):
     def _wants_drafts(self, scheduler: _Scheduler, index: int) -> bool:
         """γ is above 0 for the batch at hand; trials are no wish for drafts."""
         candidates = scheduler.hello.candidates
-        if scheduler.parked and not scheduler.returning and candidates[0] == 0:
+        if not scheduler.draft.is_due:
             return False
         return candidates[min(scheduler.plan[index], self._most_that_fits(scheduler))] > 0
 
@@ -381,11 +280,12 @@ class Model(Policy):
     def _why(self, scheduler: _Scheduler, ran: int, index: int) -> str:
         pool, candidates = scheduler.pool, scheduler.hello.candidates
         where = f"batch {SIZES[index]}"
-        trial = scheduler.trial
+        trial = scheduler.exploration.trial
         if trial is not None:
             return f"{where}: tries {candidates[trial.column]} for {trial.left} iterations"
-        if scheduler.parked and not scheduler.returning:
-            return f"{where}: without the draft until {scheduler.forgone_ns / 1e6:.3g} ms forgone pay for its return"
+        if not scheduler.draft.is_due:
+            forgone_ms = scheduler.draft.forgone_ns / 1e6
+            return f"{where}: without the draft until {forgone_ms:.3g} ms forgone pay for its return"
         wanted = scheduler.plan[index]
         scores = pool.mean[index]
         if scores[wanted] <= 0 or scores[candidates.index(ran)] <= 0:

@@ -20,14 +20,12 @@ from typing import Any
 
 from sglang_nightjar.core import gammas
 from sglang_nightjar.core.bin_greedy import BUCKETS, Bin, Bucket, Cell, bin_length, likely, next_bin, switch_cost
-from sglang_nightjar.core.messages import Hello, Telemetry
+from sglang_nightjar.core.messages import LONGEST_ITERATION_NS, Hello, Telemetry
 from sglang_nightjar.core.offload_rule import OffloadRule
 from sglang_nightjar.core.policy import Decision, Policy
 
 _Key = str | tuple[str, str, str, int]
 _MAX_POOLS = 64
-#: An iteration that took longer was no decode iteration: a suspended process, a clock that jumped.
-_LONGEST_NS = 60_000_000_000
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Nightjar(Policy):
         if (
             not returns
             and record.prefill_tokens == 0
-            and 0 < record.iteration_ns <= _LONGEST_NS
+            and 0 < record.iteration_ns <= LONGEST_ITERATION_NS
             and self._believable(record)
         ):
             bucket.cells.setdefault(gamma, Cell()).add(record.iteration_ns, record.committed, self.params.memory)

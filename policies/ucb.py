@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_nightjar.core import gammas
-from sglang_nightjar.core.messages import Hello, Telemetry
+from sglang_nightjar.core.messages import LONGEST_ITERATION_NS, Hello, Telemetry
 from sglang_nightjar.core.policy import Decision, Policy
 
-_LONGEST_NS = 60_000_000_000
 #: A reward so many times the best mean is a broken clock's.
 _ABSURD = 10.0
 
@@ -84,7 +83,7 @@ class Ucb(Policy):
         bandit = self.bandits.get(sender)
         if bandit is None or record.gamma not in bandit.means or record.prefill_tokens:
             return None
-        if not (record.batch_size >= 1 and 0 < record.iteration_ns <= _LONGEST_NS):
+        if not (record.batch_size >= 1 and 0 < record.iteration_ns <= LONGEST_ITERATION_NS):
             return None
         if not 0 < record.committed <= record.batch_size * (record.gamma + 1):
             return None

@@ -28,6 +28,8 @@ VERSION = 1
 MAX_INT = 2**53 - 1
 MAX_GAMMA = 64
 MAX_BATCH = 65_536
+#: An iteration that took longer was no decode iteration: a suspended process, a clock that jumped.
+LONGEST_ITERATION_NS = 60_000_000_000
 MAX_RECORDS = 256
 MAX_TEXT = 512
 #: What an inbound frame may weigh. A Reply alone may weigh MAX_REPLY_BYTES.

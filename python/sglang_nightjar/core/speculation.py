@@ -9,10 +9,12 @@ import numpy as np
 
 from sglang_nightjar.core.draft_acceptance import DraftAcceptance, expected_tokens
 from sglang_nightjar.core.latency_model import SIZES, LatencyModel, bucket
-from sglang_nightjar.core.messages import Residency, Telemetry
+from sglang_nightjar.core.messages import LONGEST_ITERATION_NS, Residency, Telemetry
 from sglang_nightjar.core.objective import Objective, worth
 from sglang_nightjar.core.prefill_stalls import PrefillStalls
 
+#: A γ that is better by less is no better.
+MARGIN = 0.002
 _SIZES = np.array(SIZES, float)
 #: Acceptance moves faster than costs: iterations between two looks at it alone.
 _LOOK_EVERY = 8
@@ -20,8 +22,6 @@ _LOOK_EVERY = 8
 _MOSTLY_SHARED = 0.3
 #: How many standard deviations a γ may be better than it looks.
 _OPTIMISM = 2.0
-#: An iteration that took longer was no decode iteration: a suspended process, a clock that jumped.
-_LONGEST_NS = 60_000_000_000
 _COUNTS = frozenset({Residency.RESIDENT, Residency.PARKED, Residency.OFFLOADED})
 
 
@@ -59,7 +59,7 @@ class Speculation:
             self.acceptance.iterations += 1
         elif len(record.accepted) == gamma and _sane(record.accepted, size):
             drifted = self.acceptance.add(size, record.accepted)
-        if 0 < ns <= _LONGEST_NS:
+        if 0 < ns <= LONGEST_ITERATION_NS:
             shared = record.prefill_tokens > 0
             self.stalls.add(shared, ns)
             if record.residency in _COUNTS and 0 <= record.context_tokens < 1 << 40:

@@ -1,0 +1,80 @@
+"""When a draft that was left behind at γ=0 comes back: once what was forgone without it has come to what that costs.
+
+The ski-rental rule (Karlin et al. 1988), never more than twice the cost of knowing the future. The cost of coming back
+is measured as it happens; before, it is the scheduler's table's.
+"""
+
+from __future__ import annotations
+
+from sglang_nightjar.core.bin_greedy import switch_cost
+from sglang_nightjar.core.messages import LONGEST_ITERATION_NS, Hello, Residency, Telemetry
+from sglang_nightjar.core.speculation import MARGIN, Speculation
+
+
+class DraftReturn:
+    """One scheduler's.
+
+    Attributes:
+        hello: the scheduler's last.
+        parked: the draft has been left behind.
+        forgone_ns: what was forgone meanwhile.
+    """
+
+    def __init__(self, hello: Hello, pool: Speculation) -> None:
+        self.hello, self._pool = hello, pool
+        self.parked = self._decided = False
+        self.forgone_ns = 0.0
+        self._lag_total, self._catch_up_ns = 0, 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Nothing speaks against drafting: the draft is there, or was decided to come back."""
+        return not self.parked or self._decided or self.hello.candidates[0] != 0
+
+    def follow(self, record: Telemetry, bucket: int) -> bool:
+        """An iteration of a batch in ``bucket``. True if it changes what is to be done."""
+        if record.residency == Residency.RESIDENT and not self.parked:
+            return False
+        before = self.parked, self._decided
+        if record.residency == Residency.RESIDENT:
+            self._came_back()
+        else:
+            self.parked = True
+            if record.residency == Residency.CATCHING_UP:
+                self._pay(record)
+            else:
+                self._wait(record, bucket)
+        return before != (self.parked, self._decided)
+
+    def cost_ns(self, record: Telemetry) -> float:
+        """What the return would cost now; 0 if it is there."""
+        if not self.parked:
+            return 0.0
+        known = self._pool.catch_up.expected(self._lag_total)
+        if known is not None:
+            return known
+        if self.hello.switch_costs:
+            return switch_cost(self.hello.switch_costs, record.lag_max, record.batch_size)
+        return self._pool.latency.expected_ns(record.batch_size, 0)
+
+    def _came_back(self) -> None:
+        if self._catch_up_ns > 0:
+            self._pool.catch_up.add(self._lag_total, self._catch_up_ns)
+        self.parked = self._decided = False
+        self.forgone_ns = self._catch_up_ns = 0.0
+
+    def _pay(self, record: Telemetry) -> None:
+        usual = self._pool.latency.expected_ns(record.batch_size, 0) if 0 in self._pool.gammas else 0.0
+        if not record.prefill_tokens and 0 < record.iteration_ns < LONGEST_ITERATION_NS:
+            self._catch_up_ns += max(0.0, record.iteration_ns - usual)
+
+    def _wait(self, record: Telemetry, bucket: int) -> None:
+        if 0 <= record.lag_total < 1 << 40:
+            self._lag_total = record.lag_total
+        scores = self._pool.mean[bucket]
+        best = max(scores)
+        if best <= scores[0] * (1 + MARGIN) or self._pool.gammas[0] != 0:
+            self.forgone_ns, self._decided = 0.0, False
+        elif not self._decided and 0 < record.iteration_ns < LONGEST_ITERATION_NS:
+            self.forgone_ns += record.iteration_ns * (1 - scores[0] / best)
+            self._decided = self.forgone_ns >= self.cost_ns(record)

@@ -1,0 +1,54 @@
+"""A draft that was left behind: what was forgone against what its return costs."""
+
+from types import SimpleNamespace
+
+from helpers.policy_load import make_hello
+
+from sglang_nightjar.core.draft_return import DraftReturn
+from sglang_nightjar.core.messages import Residency, Telemetry
+from sglang_nightjar.core.speculation import Line
+
+AWAY = Telemetry(1, 1, 10_000_000, batch_size=4, gamma=0, committed=4, residency=Residency.PARKED, lag_total=100)
+BACK = AWAY._replace(residency=Residency.RESIDENT)
+
+
+def made(mean=(1.0, 2.0), cost_ms=12.0, candidates=(0, 3)):
+    latency = SimpleNamespace(expected_ns=lambda size, gamma: 10e6)
+    pool = SimpleNamespace(gammas=candidates, mean=[mean], latency=latency, catch_up=Line())
+    hello = make_hello(candidates=candidates, switch_costs=((1 << 20, 64, int(cost_ms * 1e6)),))
+    return DraftReturn(hello, pool), pool
+
+
+def test_it_is_due_once_as_much_was_forgone_as_its_return_costs():
+    draft, _ = made()
+    assert draft.is_due and draft.cost_ns(AWAY) == 0 and not draft.follow(BACK, 0)
+    # Half of each 10 ms is forgone: 12 ms after the third.
+    assert draft.follow(AWAY, 0) and not draft.is_due and draft.cost_ns(AWAY) == 12e6
+    assert not draft.follow(AWAY, 0) and draft.forgone_ns == 10e6
+    assert draft.follow(AWAY, 0) and draft.is_due
+
+
+def test_nothing_is_forgone_where_no_draft_would_pay():
+    draft, pool = made()
+    draft.follow(AWAY, 0)
+    pool.mean[0] = (1.0, 1.001)
+    draft.follow(AWAY, 0)
+    assert draft.forgone_ns == 0 and not draft.is_due
+
+
+def test_what_coming_back_took_is_what_the_next_time_costs():
+    draft, pool = made()
+    draft.follow(AWAY, 0)
+    catching_up = AWAY._replace(residency=Residency.CATCHING_UP, iteration_ns=40_000_000)
+    draft.follow(catching_up, 0)
+    draft.follow(catching_up._replace(prefill_tokens=50, iteration_ns=90_000_000), 0)
+    assert draft.follow(BACK, 0) and draft.is_due and draft.forgone_ns == 0
+    assert pool.catch_up.expected(100) == 30e6
+    draft.follow(AWAY, 0)
+    assert draft.cost_ns(AWAY) == 30e6
+
+
+def test_where_zero_is_no_candidate_it_never_keeps_drafts_off():
+    draft, _ = made(candidates=(1, 3))
+    draft.follow(AWAY, 0)
+    assert draft.parked and draft.is_due
