@@ -14,16 +14,13 @@ import numpy as np
 
 from sglang_nightjar.core.messages import Telemetry
 from sglang_nightjar.core.policy import Decision, Policy
-from sglang_nightjar.core.residency import Event, Residency, ResidencyMachine, Wish
-from sglang_nightjar.sim import acceptance
+from sglang_nightjar.core.residency import Residency
+from sglang_nightjar.sim.draft_luck import DraftLuck
+from sglang_nightjar.sim.draft_residency import DraftResidency
 from sglang_nightjar.sim.loads import Request
 from sglang_nightjar.sim.meter import Meter
-from sglang_nightjar.sim.pace import Pace
 from sglang_nightjar.sim.setup import Setup
-
-#: Random numbers drawn at a time.
-_BLOCK = 1 << 13
-_RESIDENT = Residency.RESIDENT
+from sglang_nightjar.sim.work_time import WorkTime
 
 
 class Engine:
@@ -64,26 +61,15 @@ class Engine:
         self._slack = 0
         self._context = 0
         self._queued_tokens = 0
-        self._capacity = self.settings.kv_tokens
-        self._random = np.random.default_rng((seed, 2, replica))
-        #: int64[classes, block]: drafts that would be accepted of each, if so many were drafted; and how many are used.
-        self._lengths, self._used = np.zeros((1, 0), np.int64), 0
+        random = np.random.default_rng((seed, 2, replica))
+        self._work = WorkTime(self.costs, random, seed, replica)
+        self._luck = DraftLuck(setup.acceptance, max(1, self.settings.candidates[-1]), random)
+        self._draft = DraftResidency(self.settings, self.meter)
         self._own_telemetry = type(policy).telemetry is not Policy.telemetry
-        self._noise: list[float] = []
-        # Apart from all other chance: the machine of one seed stalls after the same work, whatever the policy does.
-        self._stall_random = np.random.default_rng((seed, 3, replica))
-        self._until_stall = self._next_stall()
-        self._pace = Pace(self.costs.pace, self.costs.pace_s, np.random.default_rng((seed, 4, replica)))
-        self._longest = max(1, self.settings.candidates[-1])
-        self._survival: np.ndarray = np.zeros((1, 1))
-        self._survival_until = -1
         self._kinds = [0] * len(setup.acceptance.classes)
         self._base: dict[int, float] = {}
         self._plan_gamma: dict[int, int] = {}
         self._pending: deque[tuple[int, Decision]] = deque()
-        self._machine = ResidencyMachine()
-        self._moving_until = 0
-        self._to_catch_up = 0
         self._iteration = 0
         self._since = 0
         self._prefill_tokens = 0
@@ -124,7 +110,7 @@ class Engine:
         held = self._context
         while self.queue and tokens < settings.chunk and self.size + done < settings.max_running:
             request = self.queue[0]
-            free = self._capacity - held - settings.headroom * (self.size + done + 1)
+            free = self._draft.capacity - held - settings.headroom * (self.size + done + 1)
             if request.prefilled == 0 and request.prompt + 1 > free:
                 break
             part = min(request.prompt - request.prefilled, settings.chunk - tokens)
@@ -139,7 +125,7 @@ class Engine:
             done += 1
         if tokens == 0:
             return False
-        took = self._stalled(self.costs.prefill_ns(tokens) * self._next_noise() * self._pace.at(self.now))
+        took = self._work.of(self.costs.prefill_ns(tokens), self.now)
         self.now += int(took)
         self._prefill_tokens += tokens
         self.meter.prefill(took)
@@ -152,7 +138,7 @@ class Engine:
         self._requests[slot] = request
         self._left[slot] = request.left - 1
         self._kind[slot] = request.kind
-        drafts = self._machine.state in (Residency.RESIDENT, Residency.CATCHING_UP)
+        drafts = self._draft.state in (Residency.RESIDENT, Residency.CATCHING_UP)
         self._lag[slot] = 0 if drafts else request.prompt + 1
         self._kinds[request.kind] += 1
         self._context += request.prompt + 1
@@ -181,14 +167,14 @@ class Engine:
         while self._pending and self._pending[0][0] <= self._iteration:
             self._decide(self._pending.popleft()[1], delayed=False)
         self._iteration += 1
-        if self.now >= self._survival_until:
-            self._update_survival()
+        if self._luck.at(self.now):
+            self.meter.set_survival(self._luck.survival)
         wanted = self._best_gamma() if self._oracle else self._gamma_for(self.size)
-        gamma, extra = (wanted, 0.0) if self._settled(wanted) else self._move(wanted)
+        gamma, extra = self._with_draft(wanted)
         self._make_room(gamma)
         size, context = self.size, self._context
         if gamma:
-            lengths = np.minimum(self._draw(size), gamma)
+            lengths = np.minimum(self._luck.draw(self._kind[:size]), gamma)
             counts = np.bincount(lengths, minlength=gamma + 1).tolist()
             accepted = tuple(accumulate(counts[:0:-1]))[::-1]
             committed = size + sum(accepted)
@@ -196,13 +182,13 @@ class Engine:
         else:
             accepted, committed = (), size
         self._left[:size] -= 1
-        state = self._machine.state
-        if state is not _RESIDENT:
+        state = self._draft.state
+        if state is not Residency.RESIDENT:
             self._lag[:size] += 1
         self._slack -= gamma + 1
         self._context = context + committed
         base = self._base_ns(size, gamma) + self.costs.context_ns * context
-        took = self._stalled((base + extra) * self._next_noise() * self._pace.at(self.now))
+        took = self._work.of(base + extra, self.now)
         self.now += int(took)
         self.meter.tokens += committed
         self.meter.decode(self._kinds, size, gamma, context, base + extra, took)
@@ -215,12 +201,12 @@ class Engine:
 
     def _report(self, size: int, gamma: int, committed: int, accepted: tuple[int, ...], state: Residency) -> None:
         lag_max = lag_total = 0
-        if state is not _RESIDENT:
+        if state is not Residency.RESIDENT:
             lag = self._lag[:size]
             lag_max, lag_total = int(lag.max()), int(lag.sum())
         record = Telemetry(
             self._iteration, self.now, self.now - self._since, size, gamma, committed, self._context,
-            self._prefill_tokens, len(self.queue), self._queued_tokens, size, self._context, self._capacity,
+            self._prefill_tokens, len(self.queue), self._queued_tokens, size, self._context, self._draft.capacity,
             self._retractions, lag_max, lag_total, int(state), 0, 0, accepted,
         )  # fmt: skip
         decision = self.policy.telemetry(self.sender, record)
@@ -235,6 +221,13 @@ class Engine:
             return
         self._decision = decision
         self._plan_gamma = {}
+
+    def _with_draft(self, wanted: int) -> tuple[int, float]:
+        """γ that can be run, and ns that moving the draft adds to this iteration."""
+        assert self._decision is not None
+        if self._oracle or self._draft.is_settled(self._decision, wanted):
+            return wanted, 0.0
+        return self._draft.step(self._decision, wanted, self.now, self._context, self._lag[: self.size])
 
     def _best_gamma(self) -> int:
         return self.meter.best(self._kinds, self.size, self._context)
@@ -255,7 +248,7 @@ class Engine:
         return base
 
     def _make_room(self, gamma: int) -> None:
-        while self._context + self.size * (gamma + 1) > self._capacity and self.size > 1:
+        while self._context + self.size * (gamma + 1) > self._draft.capacity and self.size > 1:
             left = self._left[: self.size].tolist()
             generated = [
                 request.total - left[slot] for slot, request in enumerate(self._requests[: self.size]) if request
@@ -299,107 +292,3 @@ class Engine:
         self._requests[slot], self._requests[last] = self._requests[last], None
         for array in (self._left, self._lag, self._kind):
             array[slot] = array[last]
-
-    # Residency of the draft.
-
-    def _settled(self, gamma: int) -> bool:
-        """Nothing of the draft has to move."""
-        if not self.settings.draft.parks or self._oracle:
-            return True
-        assert self._decision is not None
-        return self._machine.state is _RESIDENT and gamma > 0 and self._decision.residency == "device"
-
-    def _move(self, gamma: int) -> tuple[int, float]:
-        """γ that can be run, and ns that moving the draft adds to this iteration."""
-        machine, moves = self._machine, self.settings.draft
-        assert self._decision is not None
-        machine.tick()
-        self._moved()
-        event = machine.wanted(Wish(self._decision.residency == "device", gamma > 0))
-        if event is not None:
-            machine.fire(event, self._decision.reason)
-            if event is Event.PARK:
-                self._lag[:] = 0
-            elif event is Event.OFFLOAD or (event is Event.TURN_BACK and machine.state is Residency.OFFLOADING):
-                self._moving_until = self.now + int(moves.offload_ns)
-            elif event is Event.RECALL:
-                self._moving_until = self.now + int(moves.shrink_ns)
-            elif event is Event.CATCH_UP:
-                self._to_catch_up = -1
-        if machine.state is _RESIDENT:
-            return gamma, 0.0
-        return 0, self._catch_up() if machine.state is Residency.CATCHING_UP else 0.0
-
-    def _moved(self) -> None:
-        """Steps that take time and are over."""
-        machine, settings = self._machine, self.settings
-        if machine.state is Residency.SHRINKING and self._context > settings.kv_tokens - self.size:
-            return
-        if machine.state is Residency.CATCHING_UP and self._to_catch_up == 0:
-            machine.fire(Event.CAUGHT_UP, "caught up")
-            self._lag[:] = 0
-        elif self.now >= self._moving_until:
-            if machine.state is Residency.OFFLOADING:
-                machine.fire(Event.RELEASED, "released")
-                self._capacity = max(settings.kv_tokens, settings.kv_tokens_without_draft)
-                self.meter.offloads += 1
-            elif machine.state is Residency.SHRINKING:
-                machine.fire(Event.SHRUNK, "shrunk")
-                self._capacity = settings.kv_tokens
-                self._moving_until = self.now + int(settings.draft.load_ns)
-            elif machine.state is Residency.LOADING:
-                machine.fire(Event.LOADED, "loaded")
-                self._to_catch_up = -1
-
-    def _catch_up(self) -> float:
-        """One chunk of catching up; its ns."""
-        moves, fixed = self.settings.draft, 0.0
-        if self._to_catch_up < 0:
-            fixed = moves.catch_up_ns
-            self._to_catch_up = int(self._lag[: self.size].sum())
-        chunk = min(self._to_catch_up, moves.catch_up_chunk)
-        self._to_catch_up -= chunk
-        return fixed + chunk * moves.catch_up_token_ns
-
-    # Chance.
-
-    def _draw(self, count: int) -> np.ndarray:
-        """int64[count]: drafts that would be accepted of each request."""
-        if self._used + count > self._lengths.shape[1]:
-            # Of a drift a block is used up within a step; more than that would be drawn for nothing.
-            block = max(count, 1024 if self.setup.acceptance.drift else _BLOCK)
-            drawn = self._random.random(block)
-            # A draft of position i is accepted where the number drawn is below survival i, which falls with i.
-            self._lengths = np.array([np.searchsorted(-row, -drawn) for row in self._survival])
-            self._used = 0
-        at, self._used = self._used, self._used + count
-        if len(self._kinds) == 1:
-            return self._lengths[0, at : self._used]
-        return self._lengths[self._kind[:count], np.arange(at, self._used)]
-
-    def _update_survival(self) -> None:
-        truth = self.setup.acceptance
-        self._survival = truth.survival(self.now, self._longest)
-        self._lengths = self._lengths[:, :0]
-        self._survival_until = self.now + acceptance.STEP_NS if truth.drift else 2**62
-        self.meter.set_survival(self._survival)
-
-    def _next_noise(self) -> float:
-        if not self._noise:
-            costs = self.costs
-            factors = np.exp(costs.noise * self._random.standard_normal(_BLOCK))
-            self._noise = factors.tolist()
-        return self._noise.pop()
-
-    def _next_stall(self) -> float:
-        """ns of work until the machine does something else."""
-        rate = self.costs.stalls_per_s
-        return float(self._stall_random.exponential(1e9 / rate)) if rate else float("inf")
-
-    def _stalled(self, took: float) -> float:
-        """``took`` ns of work, and the stalls in it."""
-        self._until_stall -= took
-        while self._until_stall < 0:
-            took += float(self._stall_random.exponential(self.costs.stall_ns))
-            self._until_stall += self._next_stall()
-        return took

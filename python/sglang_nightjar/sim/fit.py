@@ -113,7 +113,8 @@ def steady(records: list[Telemetry]) -> list[Telemetry]:
 
 def read(log: Path) -> tuple[Hello | None, list[Telemetry]]:
     """The last greeting and all telemetry of a decision log (also .gz). Raises ConfigError."""
-    hello, records = None, []
+    hello: Hello | None = None
+    records: list[Telemetry] = []
     for message in _gzipped(log) if log.suffix == ".gz" else messages(files_of(log), [0]):
         if isinstance(message, Hello):
             hello = message
