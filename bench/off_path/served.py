@@ -1,8 +1,8 @@
 """What γ=0 costs a user: a server with a draft that a policy process keeps at γ=0, against one without a draft.
 
 Beside the scheduler there is what `bench.off_path.run` leaves out: HTTP, streams, telemetry and the policy process,
-which want the same cores. Two servers of one kind differ as well, by where their memory lies: ``--servers 3`` shows by
-how much.
+which want the same cores; which of their threads takes how much CPU is shown, too. Two servers of one kind differ as
+well, by where their memory lies: ``--servers 3`` shows by how much.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "test"))
 
 from helpers.serving import Server
 
+from bench.off_path import thread_cpu
 from bench.off_path.run import ARMS, quartiles
 from bench.provenance import provenance
 from sglang_nightjar.demo.corpus import held_out, render
@@ -109,6 +111,7 @@ def main() -> None:
     # Long prompts would leave little of the cache to many streams.
     prompts = [text for text in map(render, held_out(256)) if len(text) < 600]
     cells: dict[str, dict[str, list[float]]] = {}
+    cpu: dict[str, dict[str, list[Counter[str]]]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers = {}
@@ -120,16 +123,23 @@ def main() -> None:
             ms_per_iteration(server.url, prompts[:4], 32)
         for streams, repetition in itertools.product(args.streams, range(args.repetitions)):
             cells.setdefault(str(streams), {name: [] for name in servers})
+            cpu.setdefault(str(streams), {kind: [] for kind in ARMS})
             texts = [prompts[(repetition * streams + i) % len(prompts)] for i in range(streams)]
             for name in draw.sample(list(servers), len(servers)):
+                before = thread_cpu.cpu_ms(servers[name])
                 found = ms_per_iteration(servers[name].url, texts, args.new_tokens)
                 cells[str(streams)][name].append(found)
+                taken = thread_cpu.cpu_ms(servers[name]) - before
+                by_step = Counter({thread: ms / args.new_tokens for thread, ms in taken.items()})
+                cpu[str(streams)][name.partition(" #")[0]].append(by_step)
             print(f"{streams} streams, repetition {repetition + 1} of {args.repetitions}", file=sys.stderr)
     settings: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     args.out.mkdir(parents=True, exist_ok=True)
-    result = {"provenance": provenance(settings=settings), "ms_per_iteration": cells}
+    result = {"provenance": provenance(settings=settings), "ms_per_iteration": cells, "cpu_ms_per_step": cpu}
     (args.out / "served.json").write_text(json.dumps(result, indent=1) + "\n")
     text = table(cells) + ("\n" + table_of_servers(cells) if args.servers > 1 else "")
+    for streams, by_kind in cpu.items():
+        text += f"\n{streams} streams:\n\n{thread_cpu.table(by_kind)}"
     (args.out / "served.md").write_text(text)
     print(text)
 

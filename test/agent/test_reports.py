@@ -6,6 +6,7 @@ from types import SimpleNamespace as Fake
 
 import pytest
 
+from sglang_nightjar.agent.cadence import Cadence
 from sglang_nightjar.agent.collector import Collector
 from sglang_nightjar.agent.decision import GONE, POLICY, Decision, fallback
 from sglang_nightjar.agent.durations import Durations
@@ -69,6 +70,7 @@ def test_a_switch_is_explained_by_the_plan_under_which_it_was_decoded(lines: pyt
     agent = SchedulerAgent.__new__(SchedulerAgent)
     agent.selector, agent.client, agent.collector, agent.regimes = selector, None, Collector(), RegimeLog(logging.INFO)
     agent._pressure, agent._sampler = Pressure(), Fake(samples=deque(), pressure=Pressure)
+    agent._cadence = Cadence()
 
     def launch(held: bool = False) -> None:
         selector.held = held

@@ -1,8 +1,8 @@
 """Nightjar inside one scheduler process: plans in, γ on, telemetry out.
 
 The scheduler's thread only notes what happened and picks up what was decided; a thread beside it does the rest. Waking
-a sleeping thread costs more than all the notes of an iteration, so that thread is not woken: it looks every few
-milliseconds.
+a sleeping thread costs more than all the notes of an iteration, so that thread is not woken: it looks now and then
+(`agent.cadence`).
 """
 
 import contextlib
@@ -12,9 +12,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sglang_nightjar.agent import identity
+from sglang_nightjar.agent.cadence import Cadence
 from sglang_nightjar.agent.client import PolicyClient
 from sglang_nightjar.agent.collector import Collector
 from sglang_nightjar.agent.decision import Decision
@@ -30,14 +32,6 @@ from sglang_nightjar.once_a_minute import rate_limited
 from sglang_nightjar.profile import store
 
 logger = logging.getLogger(__name__)
-
-#: How often the thread looks for samples and plans: while the scheduler works, at most, and while it rests, or takes
-#: longer for an iteration. More than once an iteration there is nothing to see, and each look disturbs the scheduler.
-BUSY_PERIOD_S = 0.01
-REST_PERIOD_S = 0.05
-
-#: It takes the scheduler to rest after so many looks in vain.
-_LOOKS_IN_VAIN = 50
 
 #: Samples that may wait for the thread; it reads them up to 100 times a second.
 _SAMPLES = 4096
@@ -69,6 +63,7 @@ class SchedulerAgent:
         # Where the thread leaves the newest decision. Each end of a deque is safe to use from one thread.
         self._decided: deque[Decision] = deque(maxlen=1)
         self._pressure = Pressure()
+        self._cadence = Cadence()
         self._spent_ns = 0
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nightjar-agent", daemon=True)
@@ -148,17 +143,13 @@ class SchedulerAgent:
         with contextlib.suppress(OSError):
             # A batch thread does not push the scheduler's thread off its core when its sleep ends.
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        in_vain = 0
+            # For `top -H` and the like: Python's own name of a thread is not seen from outside.
+            Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(self._thread.name)
         while not self._ends.is_set():
-            time.sleep(self._period_s() if in_vain < _LOOKS_IN_VAIN else REST_PERIOD_S)
-            in_vain = 0 if self._sampler.samples else in_vain + 1
+            time.sleep(self._cadence.period_s())
+            self._cadence.looked(bool(self._sampler.samples))
             self.guarded(self._report)
             self.guarded(self._steer)
-
-    def _period_s(self) -> float:
-        """An iteration's time, within bounds."""
-        last = self.collector.last
-        return BUSY_PERIOD_S if last is None else min(max(BUSY_PERIOD_S, last.iteration_ns / 1e9), REST_PERIOD_S)
 
     def _report(self) -> None:
         """Turn the samples that are there into records, and send them."""
@@ -172,6 +163,7 @@ class SchedulerAgent:
                 self.collector.note_prefill(sample)
                 continue
             record = self.collector.record(sample, self._pressure)
+            self._cadence.saw(record)
             if sample.launch is not None:
                 self.regimes.note(sample.launch, record.batch_size, record.iteration)
             if self.client is not None:
@@ -188,6 +180,7 @@ class SchedulerAgent:
             self.client.introduce_again()
             store.save(identity.pool_of(self.scheduler.server_args), upkeep.current.costs)
         if (decision := self.steering.next_decision()) is not None:
+            self._cadence.decided(decision)
             self._decided.append(decision)
         self.client.flush()
 
