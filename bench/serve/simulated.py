@@ -49,7 +49,10 @@ _PIECE = 8
 @dataclass(frozen=True)
 class Machine:
     """A simulated server, and how many times the load for the demo pair it gets: so many that the surge is what it can
-    do without speculation, as there; and as many more clients as it runs more requests at a time.
+    do without speculation, as there; and as many more clients as it runs more requests at a time. One without AMX can't
+    do what the loads were made for; it gets them whole, and half of them, as the real one did.
+
+    ``server`` is its name in `sglang_nightjar.sim.builtin`, if that is another one.
 
     ``idle_draft_ns`` is what an iteration at γ=0 takes longer than one of a server that has no draft
     (bench/off_path/README.md).
@@ -59,6 +62,10 @@ class Machine:
     rate: float
     clients: float
     idle_draft_ns: float = 0.0
+    server: str = ""
+
+    def setup(self) -> Setup:
+        return builtin(self.server or self.name)
 
     def scenarios(self, time_scale: float) -> dict[str, Scenario]:
         """By name."""
@@ -69,6 +76,7 @@ class Machine:
 MACHINES = (
     Machine("demo-amx", 1.0, 1.0, 1_000_000),
     Machine("demo-cpu", 1.0, 1.0, 1_000_000),
+    Machine("demo-cpu-half", 0.5, 0.5, 1_000_000, "demo-cpu"),
     # Not measured yet.
     Machine("h200-8b", 48.0, 8.0),
 )
@@ -174,7 +182,7 @@ def _label(name: str, arm: arms.Arm) -> str:
 
 def section(machine: Machine, names: Sequence[str], repetitions: int, time_scale: float, source: PromptSource) -> str:
     """All runs on one machine, and their tables in Markdown."""
-    setup, runs = builtin(machine.name), []
+    setup, runs = machine.setup(), []
     settings = replace(Settings(), max_running_requests=setup.engine.max_running)
     scenarios = machine.scenarios(time_scale)
     warm = make_job(warm_up(settings.warm_up_s, settings.max_running_requests), 0, settings, source, "")
