@@ -54,7 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load = parser.add_argument_group("the load")
     load.add_argument("--seed", type=int, help="of arrivals, prompts and lengths (0)")
     load.add_argument("--time-scale", type=float, metavar="X", help="scenarios X times as long (1)")
-    load.add_argument("--rate-scale", type=float, metavar="X", help="X times the requests and clients (1: two cores)")
+    load.add_argument(
+        "--rate-scale",
+        type=float,
+        metavar="X",
+        help="X times the requests and clients (1: two cores with AMX; 0.5 without)",
+    )
     load.add_argument("--prompts", metavar="FILE", help='JSONL of {"turns": [...]}, or "lengths": random words (own)')
     load.add_argument("--longest-prompt", type=int, metavar="TOKENS", help="longer ones are left out (256)")
     load.add_argument("--new-tokens", type=int, nargs=2, metavar=("FEWEST", "MOST"), help="of an answer (32 96)")

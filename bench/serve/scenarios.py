@@ -1,7 +1,7 @@
-"""The loads, sized for the demo pair on two cores: one repetition takes a minute and a half.
+"""The loads, sized for the demo pair on two cores with AMX: one repetition takes a minute and a half.
 
 There, one request gets about 50 tokens a second, and 32 requests together a few hundred; with some 64 tokens each, 4 to
-5 requests a second are all that it can do. ``scaled`` fits them to another machine.
+5 requests a second are all that it can do. ``Scale`` fits them to another machine.
 """
 
 from __future__ import annotations
