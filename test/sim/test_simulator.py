@@ -159,6 +159,12 @@ class Recorder(Policy):
         self.arrived.append(arrivals)
 
 
+def test_a_policy_may_decide_nothing_at_first():
+    policy = Recorder()
+    policy.decision = None
+    assert simulate(SETUP, closed(8), policy).shares == {SETUP.engine.start_gamma: 1.0}
+
+
 def test_telemetry_is_what_a_scheduler_sends():
     policy = Recorder()
     simulate(SETUP, closed(6, seconds=5.0, output=40), policy)

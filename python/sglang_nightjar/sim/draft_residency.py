@@ -26,8 +26,6 @@ class DraftResidency:
 
     def is_settled(self, decision: Decision, gamma: int) -> bool:
         """Nothing of the draft has to move."""
-        if not self._settings.draft.parks:
-            return True
         return self.state is Residency.RESIDENT and gamma > 0 and decision.residency == "device"
 
     def step(self, decision: Decision, gamma: int, now_ns: int, context: int, lag: np.ndarray) -> tuple[int, float]:

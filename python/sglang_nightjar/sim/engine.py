@@ -224,8 +224,10 @@ class Engine:
 
     def _with_draft(self, wanted: int) -> tuple[int, float]:
         """γ that can be run, and ns that moving the draft adds to this iteration."""
+        if self._oracle or not self.settings.draft.parks:
+            return wanted, 0.0
         assert self._decision is not None
-        if self._oracle or self._draft.is_settled(self._decision, wanted):
+        if self._draft.is_settled(self._decision, wanted):
             return wanted, 0.0
         return self._draft.step(self._decision, wanted, self.now, self._context, self._lag[: self.size])
 
