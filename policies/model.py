@@ -69,7 +69,7 @@ class _Scheduler:
     def __init__(self, hello: Hello, key: _Key, pool: Speculation, params: ModelParams) -> None:
         self.hello, self.key, self.pool = hello, key, pool
         self.rule = OffloadRule(hello, params.watermark, params.persistence_s)
-        self.draft, self.exploration = DraftReturn(hello, pool), Exploration(params.explore)
+        self.draft, self.exploration = DraftReturn(pool), Exploration(params.explore)
         self.plan = [hello.candidates.index(hello.start_gamma)] * len(SIZES)
         self.sent: gammas.Ranges = gammas.constant(hello.start_gamma)
         self.version = -1
@@ -104,7 +104,7 @@ class Model(Policy):
             key = self._key(hello)
             self.schedulers[hello.sender] = _Scheduler(hello, key, self._pool(key, hello.candidates), self.params)
         else:
-            known.hello = known.draft.hello = hello
+            known.hello = hello
         scheduler = self.schedulers[hello.sender]
         self._count_sharers(scheduler.pool)
         if scheduler.pool.version:
@@ -126,7 +126,7 @@ class Model(Policy):
         scheduler.bucket = index
         scheduler.exploration.earn()
         self._watch(scheduler, record)
-        changed = scheduler.draft.follow(record, index)
+        changed = scheduler.draft.follow(record, index, scheduler.hello)
         if scheduler.exploration.follow(scheduler.hello.candidates.index(record.gamma), index, taught):
             pool.fit_soon()
             changed = True
@@ -141,7 +141,7 @@ class Model(Policy):
         if changed or stale:
             self._replan(scheduler)
         if scheduler.exploration.trial is None and self._may_explore(scheduler, record):
-            price = scheduler.draft.cost_ns(record)
+            price = scheduler.draft.cost_ns(record, scheduler.hello)
             scheduler.exploration.consider(pool, index, scheduler.plan[index], record, price)
         return self._tell(scheduler, record.gamma, index)
 

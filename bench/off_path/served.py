@@ -59,14 +59,19 @@ def ms_per_iteration(url: str, texts: list[str], new_tokens: int) -> float:
     return 1e3 * (counted[-1] - counted[0]) * len(texts) / (len(counted) - 1)
 
 
-def of_kind(by_server: dict[str, list[float]], kind: str) -> list[float]:
+def mean_of_kind(by_server: dict[str, list[float]], kind: str) -> list[float]:
     """Of each repetition, the mean of the servers of one of `ARMS`."""
     return [statistics.fmean(times) for times in zip(*(by_server[n] for n in names(by_server, kind)), strict=True)]
 
 
 def names(by_server: Iterable[str], kind: str) -> list[str]:
     """The servers of one of `ARMS`: ``none #1``, ``none #2``."""
-    return [name for name in by_server if name.partition(" #")[0] == kind]
+    return [name for name in by_server if kind_of(name) == kind]
+
+
+def kind_of(name: str) -> str:
+    """That of `ARMS` which a server's name begins with."""
+    return name.partition(" #")[0]
 
 
 def ratio(first: list[float], second: list[float]) -> str:
@@ -90,7 +95,7 @@ def table(cells: dict[str, dict[str, list[float]]]) -> str:
     """Medians over the repetitions, and the median of the ratios of neighbours."""
     lines = ["| streams | no speculation, ms | γ=0, ms | ratio, median (quartiles) |", "| --- | --- | --- | --- |"]
     for streams, by_server in cells.items():
-        by_kind = [of_kind(by_server, kind) for kind in ARMS]
+        by_kind = [mean_of_kind(by_server, kind) for kind in ARMS]
         none, ours = map(statistics.median, by_kind)
         lines.append(f"| {streams} | {none:.2f} | {ours:.2f} | {ratio(*by_kind)} |")
     return "\n".join(lines) + "\n"
@@ -131,7 +136,7 @@ def main() -> None:
                 cells[str(streams)][name].append(found)
                 taken = thread_cpu.cpu_ms(servers[name]) - before
                 by_step = Counter({thread: ms / args.new_tokens for thread, ms in taken.items()})
-                cpu[str(streams)][name.partition(" #")[0]].append(by_step)
+                cpu[str(streams)][kind_of(name)].append(by_step)
             print(f"{streams} streams, repetition {repetition + 1} of {args.repetitions}", file=sys.stderr)
     settings: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     args.out.mkdir(parents=True, exist_ok=True)

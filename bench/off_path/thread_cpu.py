@@ -8,6 +8,7 @@ from pathlib import Path
 
 from helpers.serving import Server
 
+from bench.serve import tables
 from bench.serve.servers import roles
 
 
@@ -31,10 +32,9 @@ def cpu_ms(server: Server) -> Counter[str]:
 def table(by_kind: dict[str, list[Counter[str]]], least_ms: float = 0.05) -> str:
     """Means of what each kind of server took for a step, in Markdown; rows below ``least_ms`` of all are left out."""
     means = {kind: _mean(counts) for kind, counts in by_kind.items()}
-    rows = sorted({row for counts in means.values() for row in counts if counts[row] >= least_ms})
-    lines = ["| CPU, ms a step | " + " | ".join(means) + " |", "| --- |" + " --- |" * len(means)]
-    lines += [f"| {row} | " + " | ".join(f"{counts[row]:.2f}" for counts in means.values()) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    shown = sorted({row for counts in means.values() for row in counts if counts[row] >= least_ms})
+    rows = ([row, *(f"{counts[row]:.2f}" for counts in means.values())] for row in shown)
+    return tables.table(["CPU, ms a step", *means], rows) + "\n"
 
 
 def _mean(counts: list[Counter[str]]) -> Counter[str]:

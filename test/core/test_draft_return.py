@@ -16,39 +16,39 @@ def made(mean=(1.0, 2.0), cost_ms=12.0, candidates=(0, 3)):
     latency = SimpleNamespace(expected_ns=lambda size, gamma: 10e6)
     pool = SimpleNamespace(gammas=candidates, mean=[mean], latency=latency, catch_up=Line())
     hello = make_hello(candidates=candidates, switch_costs=((1 << 20, 64, int(cost_ms * 1e6)),))
-    return DraftReturn(hello, pool), pool
+    return DraftReturn(pool), pool, hello
 
 
 def test_it_is_due_once_as_much_was_forgone_as_its_return_costs():
-    draft, _ = made()
-    assert draft.is_due and draft.cost_ns(AWAY) == 0 and not draft.follow(BACK, 0)
+    draft, _, hello = made()
+    assert draft.is_due and draft.cost_ns(AWAY, hello) == 0 and not draft.follow(BACK, 0, hello)
     # Half of each 10 ms is forgone: 12 ms after the third.
-    assert draft.follow(AWAY, 0) and not draft.is_due and draft.cost_ns(AWAY) == 12e6
-    assert not draft.follow(AWAY, 0) and draft.forgone_ns == 10e6
-    assert draft.follow(AWAY, 0) and draft.is_due
+    assert draft.follow(AWAY, 0, hello) and not draft.is_due and draft.cost_ns(AWAY, hello) == 12e6
+    assert not draft.follow(AWAY, 0, hello) and draft.forgone_ns == 10e6
+    assert draft.follow(AWAY, 0, hello) and draft.is_due
 
 
 def test_nothing_is_forgone_where_no_draft_would_pay():
-    draft, pool = made()
-    draft.follow(AWAY, 0)
+    draft, pool, hello = made()
+    draft.follow(AWAY, 0, hello)
     pool.mean[0] = (1.0, 1.001)
-    draft.follow(AWAY, 0)
+    draft.follow(AWAY, 0, hello)
     assert draft.forgone_ns == 0 and not draft.is_due
 
 
 def test_what_coming_back_took_is_what_the_next_time_costs():
-    draft, pool = made()
-    draft.follow(AWAY, 0)
+    draft, pool, hello = made()
+    draft.follow(AWAY, 0, hello)
     catching_up = AWAY._replace(residency=Residency.CATCHING_UP, iteration_ns=40_000_000)
-    draft.follow(catching_up, 0)
-    draft.follow(catching_up._replace(prefill_tokens=50, iteration_ns=90_000_000), 0)
-    assert draft.follow(BACK, 0) and draft.is_due and draft.forgone_ns == 0
+    draft.follow(catching_up, 0, hello)
+    draft.follow(catching_up._replace(prefill_tokens=50, iteration_ns=90_000_000), 0, hello)
+    assert draft.follow(BACK, 0, hello) and draft.is_due and draft.forgone_ns == 0
     assert pool.catch_up.expected(100) == 30e6
-    draft.follow(AWAY, 0)
-    assert draft.cost_ns(AWAY) == 30e6
+    draft.follow(AWAY, 0, hello)
+    assert draft.cost_ns(AWAY, hello) == 30e6
 
 
 def test_where_zero_is_no_candidate_it_never_keeps_drafts_off():
-    draft, _ = made(candidates=(1, 3))
-    draft.follow(AWAY, 0)
+    draft, _, hello = made(candidates=(1, 3))
+    draft.follow(AWAY, 0, hello)
     assert draft.parked and draft.is_due

@@ -228,14 +228,11 @@ def test_requests_that_were_just_prefilled_count() -> None:
 def test_a_flush_in_the_middle_of_a_shrink() -> None:
     parts = Parts()
     world = parts.world
-    parts.go(AWAY, Residency.OFFLOADED)
-    reqs = [world.admit([i] * 30) for i in range(1, 5)]
-    world.finish(reqs[0], insert=False)
-    world.finish(reqs[1], insert=False)
+    running = parts.away_with_holes()
     parts.wish = HERE
     while not 0 < world.tail.withheld_tokens < world.tail.extra_tokens:
         parts.driver.step()
-    for req in reqs[2:]:
+    for req in running:
         world.finish(req)
     scheduler = world.scheduler
     scheduler.tree_cache.reset()

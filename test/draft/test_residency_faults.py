@@ -16,11 +16,7 @@ from sglang_nightjar.memory.posix import PAGE
 
 def test_a_failed_move_leaves_every_list_as_it_was() -> None:
     parts = Parts()
-    world = parts.world
-    parts.go(AWAY, Residency.OFFLOADED)
-    reqs = [world.admit([i] * 30) for i in range(1, 5)]
-    world.finish(reqs[0], insert=False)
-    world.finish(reqs[1], insert=False)
+    parts.away_with_holes()
     parts.wish, parts.faults.move = HERE, 1
     while not parts.driver.machine.failures:
         parts.driver.step()
@@ -125,10 +121,7 @@ def test_ranks_whose_work_takes_unlike_time_stay_alike_when_one_fails(fault: str
 def test_one_of_several_ranks_ends_when_it_cannot_move_rows() -> None:
     """The others have moved theirs; what is free would differ in every shrink to come."""
     parts = Parts(ranks=2)
-    parts.go(AWAY, Residency.OFFLOADED)
-    reqs = [parts.world.admit([i] * 30) for i in range(1, 5)]
-    for req in reqs[:2]:
-        parts.world.finish(req, insert=False)
+    parts.away_with_holes()
     parts.faults.move = 0
     with pytest.raises(RuntimeError, match="injected"):
         parts.go(HERE, Residency.RESIDENT)

@@ -5,6 +5,8 @@ slot has two owners, every row holds what its owner wrote, the draft's weights a
 what of its cache is not noted as stale is right, and no memory is used that is not there.
 """
 
+from typing import Any
+
 import torch
 
 from helpers.kv_world import ROWS, KvWorld, contents, make_pool
@@ -159,6 +161,14 @@ class Parts:
     def moved(self, _old: torch.Tensor, _new: torch.Tensor) -> None:
         if self.faults.due("move"):
             raise RuntimeError("injected")
+
+    def away_with_holes(self) -> list[Any]:
+        """The draft is away; of four requests two have ended, whose rows are free. The two that run."""
+        self.go(AWAY, Residency.OFFLOADED)
+        reqs = [self.world.admit([i] * 30) for i in range(1, 5)]
+        for req in reqs[:2]:
+            self.world.finish(req, insert=False)
+        return reqs[2:]
 
     def go(self, wish: Wish, state: Residency, steps: int = 400) -> None:
         self.wish = wish

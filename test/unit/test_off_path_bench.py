@@ -1,11 +1,18 @@
 """The arithmetic of bench/off_path."""
 
+import os
 import sys
+import threading
+import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench.off_path import mixed, served
+from bench.off_path import mixed, served, thread_cpu
 from bench.off_path.run import lowest_tenth, table
 
 
@@ -44,3 +51,34 @@ def test_the_table_of_a_mixed_load_compares_repetitions() -> None:
     assert "| a decode step, outside the forward pass | 1.25 | 3.00 | 1.75 (1.62 to 1.88) |" in text
     # A repetition in which one of the two had no prefill of one request says nothing.
     assert "| a prefill | 30.00 | 29.00 | -1.00 (-1.00 to -1.00) |" in text
+
+
+def test_cpu_is_counted_by_thread() -> None:
+    """A thread of this very process with a name of its own works for 0.2 s."""
+    server = SimpleNamespace(process=SimpleNamespace(pid=os.getpid(), poll=lambda: None), children=list)
+
+    def work() -> None:
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("busy-one")
+        while time.thread_time() < 0.2:
+            pass
+        done.set()
+        end.wait(10)
+
+    done, end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=work)
+    before = thread_cpu.cpu_ms(server)  # type: ignore[arg-type]
+    thread.start()
+    assert done.wait(30)
+    took = thread_cpu.cpu_ms(server) - before  # type: ignore[arg-type]
+    end.set()
+    thread.join()
+    assert took["http: busy-one"] == pytest.approx(200, abs=60)
+    assert took["http: first"] < 100
+
+
+def test_the_table_of_threads_has_means_and_leaves_out_what_takes_nothing() -> None:
+    none = [Counter({"http: first": 3.0}), Counter({"http: first": 5.0, "http: others": 0.02})]
+    ours = [Counter({"http: first": 4.0, "policy: first": 0.4}), Counter({"http: first": 5.0})]
+    lines = thread_cpu.table({"none": none, "gamma 0": ours}).splitlines()  # type: ignore[dict-item]
+    assert lines[0] == "| CPU, ms a step | none | gamma 0 |"
+    assert lines[2:] == ["| http: first | 4.00 | 4.50 |", "| policy: first | 0.00 | 0.20 |"]

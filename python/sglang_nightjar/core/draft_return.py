@@ -15,13 +15,12 @@ class DraftReturn:
     """One scheduler's.
 
     Attributes:
-        hello: the scheduler's last.
         parked: the draft has been left behind.
         forgone_ns: what was forgone meanwhile.
     """
 
-    def __init__(self, hello: Hello, pool: Speculation) -> None:
-        self.hello, self._pool = hello, pool
+    def __init__(self, pool: Speculation) -> None:
+        self._pool = pool
         self.parked = self._decided = False
         self.forgone_ns = 0.0
         self._lag_total, self._catch_up_ns = 0, 0.0
@@ -29,9 +28,9 @@ class DraftReturn:
     @property
     def is_due(self) -> bool:
         """Nothing speaks against drafting: the draft is there, or was decided to come back."""
-        return not self.parked or self._decided or self.hello.candidates[0] != 0
+        return not self.parked or self._decided or self._pool.gammas[0] != 0
 
-    def follow(self, record: Telemetry, bucket: int) -> bool:
+    def follow(self, record: Telemetry, bucket: int, hello: Hello) -> bool:
         """An iteration of a batch in ``bucket``. True if it changes what is to be done."""
         if record.residency == Residency.RESIDENT and not self.parked:
             return False
@@ -43,18 +42,18 @@ class DraftReturn:
             if record.residency == Residency.CATCHING_UP:
                 self._pay(record)
             else:
-                self._wait(record, bucket)
+                self._wait(record, bucket, hello)
         return before != (self.parked, self._decided)
 
-    def cost_ns(self, record: Telemetry) -> float:
+    def cost_ns(self, record: Telemetry, hello: Hello) -> float:
         """What the return would cost now; 0 if it is there."""
         if not self.parked:
             return 0.0
         known = self._pool.catch_up.expected(self._lag_total)
         if known is not None:
             return known
-        if self.hello.switch_costs:
-            return switch_cost(self.hello.switch_costs, record.lag_max, record.batch_size)
+        if hello.switch_costs:
+            return switch_cost(hello.switch_costs, record.lag_max, record.batch_size)
         return self._pool.latency.expected_ns(record.batch_size, 0)
 
     def _came_back(self) -> None:
@@ -68,7 +67,7 @@ class DraftReturn:
         if not record.prefill_tokens and 0 < record.iteration_ns < LONGEST_ITERATION_NS:
             self._catch_up_ns += max(0.0, record.iteration_ns - usual)
 
-    def _wait(self, record: Telemetry, bucket: int) -> None:
+    def _wait(self, record: Telemetry, bucket: int, hello: Hello) -> None:
         if 0 <= record.lag_total < 1 << 40:
             self._lag_total = record.lag_total
         scores = self._pool.mean[bucket]
@@ -77,4 +76,4 @@ class DraftReturn:
             self.forgone_ns, self._decided = 0.0, False
         elif not self._decided and 0 < record.iteration_ns < LONGEST_ITERATION_NS:
             self.forgone_ns += record.iteration_ns * (1 - scores[0] / best)
-            self._decided = self.forgone_ns >= self.cost_ns(record)
+            self._decided = self.forgone_ns >= self.cost_ns(record, hello)
