@@ -1,9 +1,15 @@
 """How long the agent's thread sleeps: an iteration's time, and several of them while nothing is drafted."""
 
+from collections import deque
+from types import SimpleNamespace as Fake
+
 import pytest
 
 from sglang_nightjar.agent.cadence import BUSY_PERIOD_S, REST_PERIOD_S, Cadence
+from sglang_nightjar.agent.collector import Collector
 from sglang_nightjar.agent.decision import POLICY, Decision
+from sglang_nightjar.agent.sampler import DecodeSample, Pressure
+from sglang_nightjar.agent.scheduler_agent import SchedulerAgent
 from sglang_nightjar.core.messages import Telemetry
 
 
@@ -61,3 +67,17 @@ def test_a_scheduler_that_rests_is_looked_at_twenty_times_a_second():
     for _ in range(60):
         cadence.looked(False)
     assert cadence.period_s() == REST_PERIOD_S
+
+
+def test_the_agent_tells_it_what_runs_and_what_was_decided():
+    agent = SchedulerAgent.__new__(SchedulerAgent)
+    samples = deque(DecodeSample(at * 10**9, at - 0.03, 24, 1, [0] * 24, None, False, 0) for at in (100, 102))
+    agent._sampler, agent._pressure = Fake(samples=samples, pressure=Pressure), Pressure()
+    agent._cadence, agent._decided, agent.collector = Cadence(), deque(maxlen=1), Collector()
+    agent.client = None
+    agent._report()
+    quiet_s = agent._cadence.period_s()
+    assert quiet_s == 0.2
+    agent.client, agent.steering = Fake(flush=lambda: None), Fake(next_decision=lambda: decision(1))
+    agent._steer()
+    assert agent._cadence.period_s() == REST_PERIOD_S and agent._decided
