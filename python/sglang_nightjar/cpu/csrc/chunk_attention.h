@@ -7,8 +7,12 @@
 
 namespace nightjar {
 
-// About how many cycles a square of keys takes to transpose, and a row of scores to become weights.
-constexpr float kSquareCycles = 64, kSoftmaxCycles = 100;
+// Whether keys are transposed, so that scores are a product of matrices, or multiplied as they lie. With few query rows
+// transposing takes longer than all else; where vectors have 16 lanes it has not been tried without.
+constexpr bool kTransposeKeys = kLanes == 16;
+
+// About how many cycles a square of keys takes to transpose, kLanes scores to be summed up, a row of scores to become weights.
+constexpr float kSquareCycles = 64, kSumCycles = 2 * kLanes, kSoftmaxCycles = 100;
 
 // Rows of B while whose use the cache's next rows are fetched.
 template <typename Rows>
@@ -16,11 +20,8 @@ struct RowsWithAhead {
   Rows rows;
   Ahead& ahead;
   const float* operator()(int64_t k) const { return rows(k); }
-  static constexpr int kPrefetchInto = 0;
-  void used(int64_t k, float cycles) const {
-    constexpr int64_t kOften = 8;
-    if (k % kOften == 0) ahead.spend(kOften * cycles);
-  }
+  static constexpr int64_t every = 8;
+  void used(float cycles) const { ahead.spend(cycles); }
 };
 
 class ChunkAttention {
@@ -46,17 +47,22 @@ class ChunkAttention {
         values[i] = t.v + slot * t.v_stride + task.head * dim;
       }
       const float products = rows * dim * (columns + count) / kLanes / 2;
-      const float work = heads * (columns / kLanes * (dim / kLanes) * kSquareCycles + rows * kSoftmaxCycles + products);
+      const float keys_in = columns / kLanes * (kTransposeKeys ? dim / kLanes * kSquareCycles : rows * kSumCycles);
+      const float work = heads * (keys_in + rows * kSoftmaxCycles + products);
       const int64_t next_head = rest > 0 ? task.head : chunk.next_head;
       Ahead ahead(t, next_head * dim, heads * dim, rest > 0 ? chunk.slots + begin + count : chunk.next_slots,
                   std::min(kBlockKeys, rest > 0 ? rest : chunk.next_count), work);
       for (int64_t h = 0; h < heads; ++h) {
         const Partial part = partial_at(parts, h, rows, padded);
-        gather_keys(keys, h * dim, columns, dim, ahead);
-        multiply<Store::kOverwrite>(
-            query + h * rows * dim, dim, dim, rows,
-            [&](int64_t j) { return RowsWithAhead<StridedRows>{{keys_.data() + j, kBlockKeys}, ahead}; }, scores_.data(),
-            kBlockKeys, columns);
+        if constexpr (kTransposeKeys) {
+          gather_keys(keys, h * dim, columns, dim, ahead);
+          multiply<Store::kOverwrite>(
+              query + h * rows * dim, dim, dim, rows,
+              [&](int64_t j) { return RowsWithAhead<StridedRows>{{keys_.data() + j, kBlockKeys}, ahead}; }, scores_.data(),
+              kBlockKeys, columns);
+        } else {
+          score(query + h * rows * dim, rows, dim, keys, h * dim, columns, ahead);
+        }
         softmax(part, shape, request, task.row, task.rows, chunk.first + begin, count, columns, ahead);
         const auto add_values = [&](auto rows_at) {
           multiply<Store::kAdd>(scores_.data(), kBlockKeys, count, rows, rows_at, part.rows, padded, padded);
@@ -74,6 +80,29 @@ class ChunkAttention {
   }
 
  private:
+  // Scores of `columns` keys, [rows][kBlockKeys]; each key begins `shift` elements into its row. A row's scores do not
+  // depend on the other rows.
+  template <typename Cache>
+  void score(const float* query, int64_t rows, int64_t dim, const Cache* const* keys, int64_t shift, int64_t columns,
+             Ahead& ahead) {
+    const float cycles = dim / 2.0f + kSumCycles;
+    for (int64_t i = 0; i < columns; i += kLanes) {
+      for (int64_t m = 0; m < rows; ++m) {
+        const float* row = query + m * dim;
+        Vec products[kLanes];
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes; ++j) products[j] = Vec{};
+        for (int64_t d = 0; d < dim; d += kLanes) {
+          const Vec q = held(load(row + d));
+#pragma GCC unroll 16
+          for (int j = 0; j < kLanes; ++j) products[j] += q * load_as_float(keys[i + j] + shift + d);
+        }
+        store(scores_.data() + m * kBlockKeys + i, sums(products));
+        ahead.spend(cycles);
+      }
+    }
+  }
+
   // Copies a block of keys, transposed to [dim][kBlockKeys]; each begins `shift` elements into its row.
   template <typename Cache>
   void gather_keys(const Cache* const* rows, int64_t shift, int64_t count, int64_t dim, Ahead& ahead) {
@@ -164,10 +193,11 @@ class ChunkAttention {
   template <Store kStore, typename RowsAt>
   static void multiply(const float* a, int64_t lda, int64_t depth, int64_t rows, RowsAt rows_at, float* c, int64_t ldc,
                        int64_t columns) {
-    constexpr int kWide = kLanes == 16 ? 4 : kPanelVecs;
+    constexpr int kWide = 2 * kPanelVecs;
     int64_t j = 0;
-    for (; j + kWide * kLanes <= columns; j += kWide * kLanes)
-      multiply_columns<kWide, kStore>(a, lda, depth, rows, rows_at(j), c + j, ldc);
+    if (kLanes == 16 || rows <= tile_height<kWide>)
+      for (; j + kWide * kLanes <= columns; j += kWide * kLanes)
+        multiply_columns<kWide, kStore>(a, lda, depth, rows, rows_at(j), c + j, ldc);
     for (; j < columns; j += kPanelColumns)
       multiply_columns<kPanelVecs, kStore>(a, lda, depth, rows, rows_at(j), c + j, ldc);
   }

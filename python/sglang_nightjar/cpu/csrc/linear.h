@@ -45,13 +45,17 @@ constexpr int64_t kFewRows = 4;
 constexpr int64_t kFewRowsAhead = 1024;
 constexpr int64_t kManyRowsAhead = 4096;
 
-// Claims per thread and layer: enough that a late thread costs little, few enough that panels come in runs.
+// Claims per thread and layer where panels come in runs: enough that a late thread costs little.
 constexpr int64_t kClaims = 4;
 
-// One panel's columns of `rows` rows: y[m][0 .. kPanelColumns). `next_is_ours`: this thread does the next panel, too.
+// Whether so many rows of X pass over a panel in one tile. The panel is then read once, from memory.
+inline bool one_tile(int64_t rows) { return rows <= tile_height<kPanelVecs>; }
+
+// One panel's columns of `rows` rows: y[m][0 .. kPanelColumns). `fetched`: somebody fetched this panel. `next`: the panel
+// that this thread does afterwards, or null.
 template <Store kStore, typename Weight>
 inline void linear_panel(const float* x, int64_t ldx, int64_t rows, const Weight* panel, int64_t depth, float* y,
-                         int64_t ldy, bool next_is_ours) {
+                         int64_t ldy, bool fetched, const Weight* next) {
   constexpr int64_t kHeight = tile_height<kPanelVecs>;
   const int64_t tiles = (rows + kHeight - 1) / kHeight;
   for (int64_t k = 0; k < depth; k += kDepthBlock) {
@@ -67,36 +71,38 @@ inline void linear_panel(const float* x, int64_t ldx, int64_t rows, const Weight
         tile_rows<kPanelVecs, Store::kOverwrite>(height, x + m * ldx + k, ldx, panel_rows, block, y + m * ldy, ldy);
       }
     };
+    const auto ahead = [&](int64_t bytes) { return reinterpret_cast<const char*>(b) + bytes; };
     if (rows <= kFewRows) {
-      run(0, PanelRows<1, Weight>{b, kFewRowsAhead});
-    } else {
-      run(0, PanelRows<2, Weight>{b, kManyRowsAhead});
+      run(0, PanelRows<1, Weight>(b, ahead(kFewRowsAhead), 1));
+      continue;
     }
-    // The second tile finds the block in the cache, so it has time to fetch the next one: memory and arithmetic overlap.
-    const bool fetch = next_is_ours || k + block < depth;
-    for (int64_t t = 1; t < tiles; ++t) {
-      if (t == 1 && fetch) {
-        run(t, PanelRows<2, Weight>{b, block * kPanelColumns * static_cast<int64_t>(sizeof(Weight))});
-      } else {
-        run(t, PanelRows<0, Weight>{b, 0});
-      }
-    }
+    int64_t t = 0;
+    if (tiles == 1 || !fetched) run(t++, PanelRows<2, Weight>(b, ahead(kManyRowsAhead), 1));
+    // The other tiles have time to fetch the next block: memory and arithmetic overlap.
+    const bool last = k + block == depth;
+    const Weight* coming = last ? next : b + block * kPanelColumns;
+    if (coming == nullptr) coming = b;
+    const int64_t passes = tiles - t;
+    for (int64_t i = 0; t < tiles; ++t, ++i)
+      run(t, PanelRows<2, Weight>(b, coming + block * i / passes * kPanelColumns, passes));
+    fetched = true;
   }
 }
 
 // One panel with what it needs at the edge of y: the last panel may be wider than y.
 template <Store kStore, typename Weight>
 inline void linear_block(const float* x, int64_t ldx, int64_t rows, const PackedWeight& w, int64_t p, const float* bias,
-                         float* y, int64_t ldy, bool next_is_ours) {
+                         float* y, int64_t ldy, bool fetched, int64_t next) {
   const int64_t column = p * kPanelColumns;
   const int64_t width = std::min<int64_t>(kPanelColumns, w.out - column);
-  const Weight* panel = static_cast<const Weight*>(w.data) + p * w.in * kPanelColumns;
+  const auto panel_at = [&](int64_t p) { return static_cast<const Weight*>(w.data) + p * w.in * kPanelColumns; };
+  const Weight* coming = next < 0 ? nullptr : panel_at(next);
   float* out = y + column;
   if (width == kPanelColumns) {
-    linear_panel<kStore>(x, ldx, rows, panel, w.in, out, ldy, next_is_ours);
+    linear_panel<kStore>(x, ldx, rows, panel_at(p), w.in, out, ldy, fetched, coming);
   } else {
     std::vector<float> edge(rows * kPanelColumns);
-    linear_panel<Store::kOverwrite>(x, ldx, rows, panel, w.in, edge.data(), kPanelColumns, next_is_ours);
+    linear_panel<Store::kOverwrite>(x, ldx, rows, panel_at(p), w.in, edge.data(), kPanelColumns, fetched, coming);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t j = 0; j < width; ++j) {
         const float value = edge[r * kPanelColumns + j];
@@ -122,14 +128,30 @@ inline void share_out(Team::Member& team, int64_t rows, int64_t most, int64_t pa
   });
 }
 
+// Shares out panels one by one, so that threads end together, to threads that know their next one: piece(first row, rows,
+// panel, whether it is this thread's first, next panel or -1).
+template <typename Piece>
+inline void share_out_ahead(Team::Member& team, int64_t rows, int64_t most, int64_t panels, const Piece& piece) {
+  const int64_t blocks = (rows + most - 1) / most;
+  bool first = true;
+  team.run_ahead(blocks * panels, [&](int64_t i, int64_t next) {
+    const int64_t block = i / panels, m = rows * block / blocks, height = rows * (block + 1) / blocks - m;
+    piece(m, height, i % panels, first, next < blocks * panels ? next % panels : -1);
+    first = false;
+  });
+}
+
 // y[rows][out] (kAdd: +)= x[rows][in] W^T (+ bias).
 template <Store kStore, typename Weight>
 inline void linear_as(Team::Member& team, const float* x, int64_t ldx, int64_t rows, const PackedWeight& w,
                       const float* bias, float* y, int64_t ldy) {
   const int64_t most = std::max<int64_t>(tile_height<kPanelVecs>, kRowBlockBytes / 4 / w.in);
+  const auto panel = [&](int64_t m, int64_t height, int64_t p, bool first, int64_t next) {
+    linear_block<kStore, Weight>(x + m * ldx, ldx, height, w, p, bias, y + m * ldy, ldy, !first, next);
+  };
+  if (!one_tile(rows)) return share_out_ahead(team, rows, most, w.panels(), panel);
   share_out(team, rows, most, w.panels(), [&](int64_t, int64_t m, int64_t height, int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p)
-      linear_block<kStore, Weight>(x + m * ldx, ldx, height, w, p, bias, y + m * ldy, ldy, p + 1 < end);
+    for (int64_t p = begin; p < end; ++p) panel(m, height, p, false, -1);
   });
 }
 

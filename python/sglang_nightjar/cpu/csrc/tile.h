@@ -5,6 +5,7 @@
 // the same logits, bit by bit, as one decoded alone.
 #pragma once
 
+#include "ahead.h"
 #include "vec.h"
 
 namespace nightjar {
@@ -24,18 +25,29 @@ struct StridedRows {
   const float* data;
   int64_t stride;
   const float* operator()(int64_t k) const { return data + k * stride; }
-  static constexpr int kPrefetchInto = 0;
 };
 
-// Rows of a packed panel of `Weight`s, which lie end to end. While a row is used, the memory `ahead` bytes behind it is fetched into
-// the cache of level kLevel (1 or 2).
+// Rows of a packed panel of `Weight`s, which lie end to end. While they are used, memory from `coming` on is fetched into
+// the cache of level kLevel (1 or 2), as much as there is in this panel for every `passes` panels used.
 template <int kLevel, typename Weight>
-struct PanelRows {
-  const Weight* data;
-  int64_t ahead;
-  const Weight* operator()(int64_t k) const { return data + k * kPanelColumns; }
-  static constexpr int kPrefetchInto = kLevel;
-  const char* coming(int64_t k) const { return reinterpret_cast<const char*>(data + k * kPanelColumns) + ahead; }
+class PanelRows {
+  static constexpr int64_t kRowBytes = kPanelColumns * sizeof(Weight), kFetched = std::max(kRowBytes, kCacheLine);
+
+ public:
+  PanelRows(const Weight* panel, const void* coming, int64_t passes)
+      : every(passes * kFetched / kRowBytes), panel_(panel), coming_(static_cast<const char*>(coming)) {}
+
+  const Weight* operator()(int64_t k) const { return panel_ + k * kPanelColumns; }
+  void used(float) {
+    for (int64_t i = 0; i < kFetched; i += kCacheLine) fetch_into_level<kLevel>(coming_ + i);
+    coming_ += kFetched;
+  }
+
+  const int64_t every;
+
+ private:
+  const Weight* panel_;
+  const char* coming_;
 };
 
 // Rows scattered over memory, all shifted by the same number of columns.
@@ -43,31 +55,39 @@ struct ScatteredRows {
   const float* const* rows;
   int64_t column;
   const float* operator()(int64_t k) const { return rows[k] + column; }
-  static constexpr int kPrefetchInto = 0;
 };
 
-// c[m][j] (kAdd: +)= sum_k a[m][k] b(k)[j] for kRows rows and kVecs * kLanes columns.
+// c[m][j] (kAdd: +)= sum_k a[m][k] b(k)[j] for kRows rows and kVecs * kLanes columns. If B wants to know, `b.used(cycles)`
+// is called for every `b.every` rows of it, with about how long they take.
 template <int kRows, int kVecs, Store kStore, typename Rows>
 inline __attribute__((always_inline)) void tile(const float* __restrict a, int64_t lda, Rows b, int64_t depth,
                                                 float* __restrict c, int64_t ldc) {
   Vec acc[kRows][kVecs];
+#pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 16
     for (int j = 0; j < kVecs; ++j) acc[m][j] = Vec{};
+  int64_t due = 0;
   for (int64_t k = 0; k < depth; ++k) {
+    if constexpr (requires { b.used(0.0f); })
+      if (k == due) {
+        due += b.every;
+        b.used(b.every * (kRows * kVecs / 2.0f));
+      }
     const auto* row = b(k);
-    if constexpr (requires { b.used(k, 0.0f); }) b.used(k, kRows * kVecs / 2.0f);
     Vec bv[kVecs];
-    for (int j = 0; j < kVecs; ++j) bv[j] = load_as_float(row + j * kLanes);
-    // Written out here: in a function of its own GCC takes a prefetch for a computation without effect and drops it.
-    if constexpr (Rows::kPrefetchInto > 0)
-      for (size_t j = 0; j < kVecs * kLanes * sizeof *row; j += 64)
-        __builtin_prefetch(b.coming(k) + j, 0, 4 - Rows::kPrefetchInto);
+#pragma GCC unroll 16
+    for (int j = 0; j < kVecs; ++j) bv[j] = held(load_as_float(row + j * kLanes));
+#pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       const float x = a[m * lda + k];
+#pragma GCC unroll 16
       for (int j = 0; j < kVecs; ++j) acc[m][j] += x * bv[j];
     }
   }
+#pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 16
     for (int j = 0; j < kVecs; ++j) {
       float* out = c + m * ldc + j * kLanes;
       store(out, kStore == Store::kAdd ? load(out) + acc[m][j] : acc[m][j]);

@@ -35,6 +35,14 @@ inline Vec broadcast(float x) { return Vec{} + x; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 
+// `v`, held in a register. GCC would rather load it again for each of its uses, and loads are what products wait for.
+inline Vec held(Vec v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 // Lane numbers 0, 1, 2 ...
 inline IntVec lane_numbers() {
   IntVec lanes;
@@ -60,6 +68,29 @@ inline float sum(Vec v) {
 
 inline float max_of(Vec v) {
   for (int width = kLanes / 2; width > 0; width /= 2) v = max(v, shuffle(v, v, lane_numbers() ^ width));
+  return v[0];
+}
+
+// Sums of neighbours, kUnit lanes at a time within every kSpan lanes: [a0 + a1, a2 + a3, ..., b0 + b1, b2 + b3, ...].
+template <int kUnit, int kSpan>
+inline __attribute__((always_inline)) Vec add_neighbours(Vec a, Vec b) {
+  const IntVec lane = lane_numbers(), in_span = lane % kSpan;
+  const IntVec of_b = in_span >= kSpan / 2;  // -1 where true
+  const IntVec even = lane - in_span + (in_span / kUnit * 2 % (kSpan / kUnit)) * kUnit + in_span % kUnit - of_b * kLanes;
+  return shuffle(a, b, even) + shuffle(a, b, even + kUnit);
+}
+
+// The sums of kLanes vectors, in their order; a tree of neighbours, first within 16 bytes, where shuffles are cheap.
+inline __attribute__((always_inline)) Vec sums(Vec (&v)[kLanes]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i += 2) v[i / 2] = add_neighbours<1, 4>(v[i], v[i + 1]);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes / 2; i += 2) v[i / 2] = add_neighbours<1, 4>(v[i], v[i + 1]);
+  if constexpr (kLanes >= 8) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / 4; i += 2) v[i / 2] = add_neighbours<4, kLanes>(v[i], v[i + 1]);
+  }
+  if constexpr (kLanes >= 16) v[0] = add_neighbours<4, kLanes>(v[0], v[1]);
   return v[0];
 }
 
