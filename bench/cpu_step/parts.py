@@ -11,11 +11,11 @@ from statistics import median
 
 import torch
 
+from bench.cpu_step.stack import DIM, HEADS, HIDDEN, INNER, KV_HEADS, LAYERS
 from sglang_nightjar.cpu import kernels
 
-# SmolLM2-135M: layers, hidden size, width of gate and up together; query heads, key heads, their size.
-LAYERS, HIDDEN, GATE_UP = 30, 576, 3072
-HEADS, KV_HEADS, DIM = 9, 3, 64
+# Gate and up lie together.
+GATE_UP = 2 * INNER
 ROWS = (1, 4, 8, 16, 32, 64, 128)
 # Requests, and new positions of each: decoding, and verifying chains.
 BATCHES = ((1, 1), (8, 1), (32, 1), (8, 4), (16, 4))
