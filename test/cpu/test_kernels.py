@@ -55,6 +55,16 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(rows, out, depth):
         assert torch.equal(alone[0], together[row])
 
 
+@pytest.mark.parametrize("rows", [1, 6, 7, 30])
+def test_more_depth_than_a_panel_is_taken_in_at_once(rows):
+    x, weight = random(rows, 5000, seed=1), random(50, 5000, seed=2)
+    packed = torch.ops.nightjar.pack_linear_weight(weight)
+    together = torch.ops.nightjar.packed_linear(x, packed, 50, None)
+    close(together, x.double() @ weight.double().T, terms=5000)
+    alone = torch.ops.nightjar.packed_linear(x[-1:].contiguous(), packed, 50, None)
+    assert torch.equal(alone[0], together[-1])
+
+
 @pytest.fixture(scope="module")
 def tiles() -> None:
     if not torch.ops.nightjar.tiles_possible(kernels.TILE_DEPTH):
