@@ -7,8 +7,8 @@
 
 namespace nightjar {
 
-// Whether keys are transposed, so that scores are a product of matrices, or multiplied as they lie. With few query rows
-// transposing takes longer than all else; where vectors have 16 lanes it has not been tried without.
+// Whether keys are transposed, so that scores are a product of matrices, or multiplied as they lie, which is faster for the
+// few query rows of a decode or verify step. Where vectors have 16 lanes that has not been tried.
 constexpr bool kTransposeKeys = kLanes == 16;
 
 // About how many cycles a square of keys takes to transpose, kLanes scores to be summed up, a row of scores to become weights.
