@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from sglang_nightjar.cpu import kernels, threads
+from sglang_nightjar.cpu import kernels, packed_linear, threads
 
 # SmolLM2-135M: layers, hidden size, inner size of the MLP; query heads, key heads, their size.
 LAYERS, HIDDEN, INNER = 30, 576, 1536
@@ -66,10 +66,7 @@ class Stack:
 
 
 def _packed(out: int, width: int) -> torch.Tensor:
-    weight = torch.randn(out, width) * 0.02
-    if kernels.use_tiles(width):
-        return torch.ops.nightjar.pack_tiles(weight, True)
-    return torch.ops.nightjar.pack_linear_weight(weight)
+    return packed_linear.Packed(torch.randn(out, width) * 0.02).weight
 
 
 class Checkout:

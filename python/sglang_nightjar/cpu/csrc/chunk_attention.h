@@ -32,7 +32,7 @@ class ChunkAttention {
               const AttentionTask& task, const Chunk& chunk, const float* query, float* parts) {
     const int64_t dim = shape.dim, padded = shape.padded(), rows = task.rows * shape.group();
     const int64_t heads = task.end_head - task.head;
-    keys_.reserve(dim * kBlockKeys);
+    if constexpr (kTransposeKeys) keys_.reserve(dim * kBlockKeys);
     values_.reserve(kBlockKeys * padded);
     scores_.reserve(rows * kBlockKeys);
     for (int64_t h = 0; h < heads; ++h) clear(partial_at(parts, h, rows, padded), rows, padded);

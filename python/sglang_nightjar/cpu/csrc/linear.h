@@ -45,7 +45,7 @@ constexpr int64_t kFewRows = 4;
 constexpr int64_t kFewRowsAhead = 1024;
 constexpr int64_t kManyRowsAhead = 4096;
 
-// Claims per thread and layer where panels come in runs: enough that a late thread costs little.
+// Claims per thread and layer where panels come in runs: enough that a late thread costs little, few enough that there are runs.
 constexpr int64_t kClaims = 4;
 
 // Whether so many rows of X pass over a panel in one tile. The panel is then read once, from memory.
