@@ -75,8 +75,8 @@ class Machine:
 
 MACHINES = (
     Machine("demo-amx", 1.0, 1.0, 1_000_000),
-    Machine("demo-cpu", 1.0, 1.0, 1_000_000),
-    Machine("demo-cpu-half", 0.5, 0.5, 1_000_000, "demo-cpu"),
+    Machine("demo-avx2", 1.0, 1.0, 1_000_000),
+    Machine("demo-avx2-half", 0.5, 0.5, 1_000_000, "demo-avx2"),
     # Not measured yet.
     Machine("h200-8b", 48.0, 8.0),
 )

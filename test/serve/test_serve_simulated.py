@@ -18,7 +18,7 @@ class _Words:
 
 
 def play(name: str, arm: str, time_scale: float = 0.5) -> dict[str, Any]:
-    machine, settings = next(machine for machine in simulated.MACHINES if machine.name == "demo-cpu"), Settings()
+    machine, settings = next(machine for machine in simulated.MACHINES if machine.name == "demo-avx2"), Settings()
     scenario, words = machine.scenarios(time_scale)[name], _Words()
     warm = make_job(warm_up(settings.warm_up_s, settings.max_running_requests), 0, settings, words, "")  # type: ignore[arg-type]
     jobs = (warm, make_job(scenario, 0, settings, words, ""))  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def test_a_closed_loop_has_its_clients() -> None:
 
 
 def test_a_server_without_a_draft_is_spared_what_an_idle_one_costs() -> None:
-    machine = next(machine for machine in simulated.MACHINES if machine.name == "demo-cpu")
+    machine = next(machine for machine in simulated.MACHINES if machine.name == "demo-avx2")
     costs = builtin(machine.name).costs
     spared = simulated.without_draft(builtin(machine.name), machine.idle_draft_ns).costs
     assert costs.decode_ns(24, 0, 1000.0) - spared.decode_ns(24, 0, 1000.0) == pytest.approx(1e6)
