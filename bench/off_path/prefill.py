@@ -1,4 +1,4 @@
-"""What a draft costs a prefill: servers without one, at γ=0 and at γ=1, one request of one token at a time, by turns."""
+"""What a draft costs a prefill: servers without one, at γ=0 and at γ=1, one request of a token at a time, by turns."""
 
 from __future__ import annotations
 
