@@ -36,14 +36,14 @@ from sglang_nightjar.demo.pair import ensure_pair
 _WARM_UP = 0.2
 
 
-def flags(name: str, folder: Path, kv_tokens: int) -> list[str]:
-    """The launcher's, of one of `ARMS`."""
+def flags(name: str, folder: Path, kv_tokens: int, gamma: int = 0) -> list[str]:
+    """The launcher's, of one of `ARMS`; one with a draft stays at ``gamma``."""
     pair = ensure_pair()
     common = ["--model-path", str(pair.target), "--sleep-on-idle", "--max-total-tokens", str(kv_tokens)]
     if name == "none":
         return [*common, "--nightjar-policy", "off"]
-    config = folder / "nightjar.json"
-    config.write_text(json.dumps({"policy": {"name": "static", "params": {"gamma": 0}}}))
+    config = folder / f"gamma-{gamma}.json"
+    config.write_text(json.dumps({"policy": {"name": "static", "params": {"gamma": gamma}}}))
     draft = ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(pair.draft)]
     return [*common, *draft, "--nightjar-config", str(config)]
 
