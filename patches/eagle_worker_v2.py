@@ -79,11 +79,11 @@ def catch_up_first(worker: Any, batch: Any, *_rest: Any, **_named: Any) -> None:
 def extend_after_prefill(
     original: Callable[..., Any], worker: Any, batch: Any, hidden: Any, next_tokens: Any, mm: Any = None
 ) -> Any:
+    ours = _on_cpu(worker, batch) if mm is None else None
+    extend = functools.partial(original, worker, mm_input_embeds=mm) if ours is None else ours.read_prompts
     if upkeep.current is None or batch.forward_mode.is_idle():
-        return original(worker, batch, hidden, next_tokens, mm)
-    return upkeep.current.extend_after_prefill(
-        lambda *arguments: original(worker, *arguments), batch, hidden, next_tokens, mm
-    )
+        return extend(batch, hidden, next_tokens)
+    return upkeep.current.extend_after_prefill(extend, batch, hidden, next_tokens, must_read=mm is not None)
 
 
 def draft(original: Callable[..., Any], worker: Any, batch: Any) -> Any:

@@ -11,28 +11,47 @@ PROMPTS = [list(range(100 + 7 * i, 140 + 9 * i)) for i in range(6)]
 
 
 def all_scenes(target: str, draft: str) -> dict[str, Any]:
-    one = OneScheduler(target, draft)
+    one = OneScheduler(target, draft, chunked_prefill_size=64)
     return {"compared": both_paths(one), "runs": without(one)}
 
 
 def both_paths(one: OneScheduler) -> dict[str, Any]:
-    """Greedy requests and requests with a temperature, of several lengths, at changing γ.
+    """Greedy requests and requests with a temperature, of several lengths, at changing γ; prompts in chunks, and behind
+    a prefix that the radix cache has.
 
-    Returns how many chains, next drafts and states of each path were compared, and how many of them differed.
+    Returns how many prompts, chains, next drafts and states of each path were compared, and which of them differed.
     """
     import sglang.srt.speculative.eagle_worker_v2 as eagle
 
     from sglang_nightjar.cpu import eagle3_draft
 
-    seen = {"chains": 0, "extends": 0, "rejected": 0, "different": []}
+    seen = {"prompts": 0, "chunks": 0, "prefixes": 0, "chains": 0, "extends": 0, "rejected": 0, "different": []}
     ours_of, worker = eagle3_draft.of, one.scheduler.draft_worker.draft_worker
-    sglangs = {name: _unhooked(getattr(eagle.EagleDraftWorker, name)) for name in ("draft", "_draft_extend_for_decode")}
+    names = ("draft", "_draft_extend_for_decode", "_draft_extend_for_prefill")
+    sglangs = {name: _unhooked(getattr(eagle.EagleDraftWorker, name)) for name in names}
 
     class Both:
         """Does what it does twice, and goes on with SGLang's results."""
 
         def __init__(self, ours: eagle3_draft.Eagle3Draft):
             self.ours = ours
+
+        def read_prompts(self, batch: Any, hidden: torch.Tensor, next_tokens: torch.Tensor) -> Any:
+            found = []
+            for self.ours.needs_last_alone in (False, True):
+                _at(worker, batch.out_cache_loc, fill=7.0)
+                ours = self.ours.read_prompts(batch, hidden, next_tokens)
+                found.append((ours, _at(worker, batch.out_cache_loc)))
+            theirs = sglangs["_draft_extend_for_prefill"](worker, batch, hidden, next_tokens)
+            seen["prompts"] += len(batch.reqs)
+            seen["chunks"] += sum(req.inflight_middle_chunks > 0 for req in batch.reqs)
+            seen["prefixes"] += sum(first > 0 for first in batch.prefix_lens)
+            for ours, kept in found:
+                _compare(seen, "cache of prompts", kept, _at(worker, batch.out_cache_loc))
+                # SGLang's topk_p are probabilities here and ones after decoding; with one candidate nobody reads them.
+                for name in ("topk_index", "hidden_states", "bonus_tokens"):
+                    _compare(seen, name, getattr(ours, name), getattr(theirs, name))
+            return theirs
 
         def verify_input(self, batch: Any) -> Any:
             ours = self.ours.verify_input(batch)
@@ -63,6 +82,9 @@ def both_paths(one: OneScheduler) -> dict[str, Any]:
     for index, ids in enumerate(PROMPTS):
         one.add(f"r{index}", ids, 14 + 3 * index, temperature=0 if index % 2 else 0.9)
     one.run(cycle([3, 3, 1, 5, 0, 2]))
+    for index, ids in enumerate(PROMPTS):
+        one.add(f"again{index}", [*ids, 7, 8, 9][: len(ids) + index - 2], 4, temperature=0 if index % 2 else 0.9)
+    one.run(cycle([2]))
     eagle3_draft.of = ours_of
     return seen
 
@@ -77,7 +99,14 @@ def _written(worker: Any, batch: Any, result: Any) -> torch.Tensor:
     """The draft's keys and values of the accepted positions."""
     width = worker.speculative_num_draft_tokens
     slots = batch.out_cache_loc.view(-1, width)[torch.arange(width) < result.accept_lens[:, None]]
+    return _at(worker, slots)
+
+
+def _at(worker: Any, slots: torch.Tensor, fill: float | None = None) -> torch.Tensor:
+    """The draft's keys and values at ``slots``; before that all of them become ``fill``."""
     pool = worker.draft_runner.token_to_kv_pool
+    if fill is not None:
+        pool.k_buffer[0][slots] = pool.v_buffer[0][slots] = fill
     return torch.stack([pool.k_buffer[0][slots], pool.v_buffer[0][slots]])
 
 

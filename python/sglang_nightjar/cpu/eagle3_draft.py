@@ -1,11 +1,11 @@
-"""An EAGLE-3 draft's work of one decode iteration on a CPU: drawing a chain, and reading what was accepted of it.
+"""An EAGLE-3 draft's work on a CPU: reading prompts, drawing chains, and reading what was accepted of them.
 
 SGLang sends each of the draft's small passes through its ModelRunner, with a description of the batch, a context and a
 logits processor; with one request that takes as long as the passes themselves. After a verification it reads every
 verified position, accepted or not, and multiplies all of them with the head, though one row of each request is used.
-Here the passes follow each other directly, read what was accepted, and ask the head about the last of it. The kernels
-are the same and a row's result does not depend on how many are computed with it, so the drafts are the same, bit by
-bit.
+Here the passes follow each other directly, read what was accepted, and ask the head about the last of it. Of a prompt
+a draft of one layer needs keys and values alone, but for the last token, whose state it drafts from. The kernels are
+the same and a row's result does not depend on how many are computed with it, so the drafts are the same, bit by bit.
 """
 
 import logging
@@ -16,6 +16,7 @@ import torch
 from sglang_nightjar.cpu import chain_sampling, chain_verify, llama_stack, packed_linear
 from sglang_nightjar.cpu.attention_backend import AttentionBatch
 from sglang_nightjar.cpu.llama_stack import LlamaStack
+from sglang_nightjar.draft import inputs
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,12 @@ def run_layers(
     Returns:
         States for the head and states to carry on, both float32 ``[rows, hidden]``.
     """
+    residual, first_input = read_inputs(model, input_ids, hidden_states)
+    return run_layers_on(model, stack, residual, first_input, positions, slots, batch, pool)
+
+
+def read_inputs(model: Any, input_ids: torch.Tensor, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the first layer adds to, ``[rows, hidden]``, and what its attention reads, ``[rows, 2 * hidden]``."""
     embeds = model.embed_tokens(input_ids)
     # The stack writes to its residual, and the hidden state may be the caller's.
     residual = project_hidden_states(model, hidden_states, embeds.shape[-1]).clone(
@@ -75,19 +82,88 @@ def run_layers(
         ],
         dim=-1,
     )
+    return residual, first_input
+
+
+def run_layers_on(
+    model: Any,
+    stack: LlamaStack,
+    residual: torch.Tensor,
+    first_input: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    batch: AttentionBatch,
+    pool: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`run_layers` behind `read_inputs`; writes to ``residual``."""
     stack.forward(residual, positions, slots, batch, pool, first_input=first_input)
-    hidden = rms_norm(residual, model.norm.weight, model.norm.variance_epsilon)
+    hidden = torch.ops.nightjar.rms_norm(residual, model.norm.weight, model.norm.variance_epsilon)
     return hidden, hidden if model.norm_output else residual
 
 
+def store_keys_and_values(
+    layer: Any, first_input: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, pool: Any
+) -> None:
+    """What attention's later rows need of these: ``first_input`` ``[rows, 2 * hidden]`` to ``slots`` of ``pool``."""
+    attention = layer.self_attn
+    both = packed_linear.packed(attention.qkv_proj.weight).linear_from(first_input, attention.q_size)
+    queries, keys, values = both.split([0, attention.kv_size, attention.kv_size], dim=-1)
+    rotary = attention.rotary_emb
+    torch.ops.nightjar.rotary_embedding_(
+        positions, queries, keys, rotary.cos_sin_cache, attention.head_dim, rotary.is_neox_style
+    )
+    for buffer, new in ((pool.get_key_buffer, keys), (pool.get_value_buffer, values)):
+        cache = buffer(attention.attn.layer_id)
+        cache[slots] = new.reshape(-1, *cache.shape[1:]).to(cache.dtype)
+
+
 class Eagle3Draft:
-    """The draft of one of SGLang's ``EagleDraftWorker``; `of` makes it."""
+    """The draft of one of SGLang's ``EagleDraftWorker``; `of` makes it.
+
+    Attributes:
+        needs_last_alone: of a prompt's positions but the last it needs keys and values, no more.
+    """
 
     def __init__(self, worker: Any, stack: LlamaStack):
         self._worker = worker
         self._model = worker.draft_runner.model
         self._stack = stack
         self._vocabulary = self._model.config.draft_vocab_size
+        # Further layers read every row of the one before.
+        self.needs_last_alone = len(self._model.model.layers) == 1
+
+    def read_prompts(self, batch: Any, hidden: torch.Tensor, next_tokens: torch.Tensor) -> Any:
+        """In the place of ``EagleDraftWorker._draft_extend_for_prefill``: fills the draft's cache for the new positions
+        of prompts, and returns an ``EagleDraftInput`` with each request's first draft.
+
+        ``hidden`` are the target's states there, ``[positions, aux * hidden]``; ``next_tokens`` ``[requests]`` what it
+        drew behind them.
+        """
+        from sglang.srt.speculative.eagle_info import EagleDraftInput
+
+        model = self._model.model
+        prefixes, extends = torch.tensor(batch.prefix_lens), torch.tensor(batch.extend_lens)
+        ends = extends.cumsum(0)
+        last = ends - 1
+        positions = torch.arange(int(ends[-1])) + torch.repeat_interleave(prefixes + extends - ends, extends)
+        rows, slots = batch.req_pool_indices.to(torch.int64), batch.out_cache_loc.to(torch.int64)
+        table, pool = batch.req_to_token_pool.req_to_token, self._worker.draft_runner.token_to_kv_pool
+        residual, first_input = read_inputs(model, inputs.tokens_after_prompts(batch, next_tokens), hidden)
+        if self.needs_last_alone:
+            store_keys_and_values(model.layers[0], first_input, positions, slots, pool)
+            residual, first_input = residual[last], first_input[last]
+            positions, slots, extends, last = positions[last], slots[last], None, slice(None)
+        seen = AttentionBatch(table, rows, batch.seq_lens.to(torch.int64), extends)
+        states, carried = run_layers_on(model, self._stack, residual, first_input, positions, slots, seen, pool)
+        drawn = self._draw(states[last], batch.sampling_info, positions[last], rows)
+        return EagleDraftInput(
+            topk_p=torch.ones_like(drawn, dtype=torch.float32),
+            topk_index=drawn,
+            hidden_states=carried[last],
+            bonus_tokens=next_tokens,
+            num_tokens_per_req=1,
+            num_tokens_for_logprob_per_req=1,
+        )
 
     def verify_input(self, batch: Any) -> Any:
         """In the place of ``EagleDraftWorker.draft``: an ``EagleVerifyInput`` with each request's chain."""

@@ -59,6 +59,13 @@ class Packed:
             return torch.ops.nightjar.packed_linear(x.contiguous(), self.weight, self.out_features, bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, bias, "none", [], "")
 
+    def linear_from(self, x: torch.Tensor, first: int) -> torch.Tensor:
+        """The outputs from number ``first`` on: float32 ``x [..., in]`` -> ``[..., out - first]``."""
+        panel = self.weight.shape[2]
+        skipped = first // panel
+        outputs = self.out_features - skipped * panel
+        return torch.ops.nightjar.packed_linear(x, self.weight[skipped:], outputs, None)[..., first - skipped * panel :]
+
 
 def narrowest(weight: torch.Tensor) -> torch.dtype:
     """The smallest type that holds every value of a float32 ``weight`` exactly."""

@@ -121,13 +121,7 @@ class StatesAndTokens:
         self.journal.write(slots, hidden, tokens)
 
     def note_prompt(self, batch: Any, hidden: torch.Tensor | None, next_tokens: torch.Tensor) -> None:
-        """The token after each position is the next one, and after the last what was sampled."""
-        from sglang.srt.speculative.eagle_utils import _eagle_prefill_tail_tokens
-
-        tokens = torch.roll(batch.input_ids, -1)
-        ends = torch.tensor(batch.extend_lens, device=tokens.device).cumsum(0) - 1
-        tokens[ends] = _eagle_prefill_tail_tokens(batch, next_tokens)
-        self.note(batch.out_cache_loc, hidden, tokens)
+        self.note(batch.out_cache_loc, hidden, tokens_after_prompts(batch, next_tokens))
 
     def kept(self, slots: torch.Tensor) -> torch.Tensor:
         return self.journal.find(slots).present
@@ -168,6 +162,20 @@ def of(worker: Any, slots: int, journal_bytes: int) -> DraftInputs:
     width = eagle_utils.get_draft_input_from_target_hidden_dim(runner)
     journal = Journal(slots, width, runner.model_config.dtype, journal_bytes, worker.device)
     return StatesAndTokens(journal, worker.target_worker)
+
+
+def tokens_after_prompts(batch: Any, next_tokens: torch.Tensor) -> torch.Tensor:
+    """The tokens after the new positions of the prompts in ``batch``, end to end: int64 ``[positions]``.
+
+    After each position that is the next one's, and after a prompt's last what was sampled of it, ``next_tokens``
+    ``[requests]``; after a chunk's last the next chunk's first.
+    """
+    from sglang.srt.speculative.eagle_utils import _eagle_prefill_tail_tokens
+
+    tokens = torch.roll(batch.input_ids, -1)
+    ends = torch.tensor(batch.extend_lens, device=tokens.device).cumsum(0) - 1
+    tokens[ends] = _eagle_prefill_tail_tokens(batch, next_tokens)
+    return tokens
 
 
 def tokens_after(batch: Any, pieces: list[Piece], device: torch.device) -> torch.Tensor:

@@ -113,20 +113,28 @@ class Upkeep:
         return self.reserve.settle(len(batch.reqs), self.available, fits)
 
     def extend_after_prefill(
-        self, original: Callable[..., Any], batch: Any, hidden: torch.Tensor | None, next_tokens: torch.Tensor, mm: Any
+        self,
+        original: Callable[..., Any],
+        batch: Any,
+        hidden: torch.Tensor | None,
+        next_tokens: torch.Tensor,
+        must_read: bool,
     ) -> Any:
-        """In the place of ``EagleDraftWorker._draft_extend_for_prefill``; returns its ``EagleDraftInput``."""
+        """In the place of ``EagleDraftWorker._draft_extend_for_prefill``; returns its ``EagleDraftInput``.
+
+        With ``must_read`` the draft reads the prompt whatever γ is: what it reads can't be kept.
+        """
         rows, coverage = batch.req_pool_indices_cpu.tolist(), self.coverage
         table = batch.req_to_token_pool.req_to_token
         behind = coverage.stale_runs([table[row, :n] for row, n in zip(rows, batch.prefix_lens, strict=True)])
         # A draft's row depends on those before it, so a prompt behind stale slots waits for them.
-        if self.available and (mm is not None or (self._wants_drafts(len(rows)) and not any(behind))):
+        if self.available and (must_read or (self._wants_drafts(len(rows)) and not any(behind))):
             coverage.wrote(batch.out_cache_loc)
             if self.keeps_all:
                 self.inputs.note_prompt(batch, hidden, next_tokens)
             for row, first, stale in zip(rows, batch.prefix_lens, behind, strict=True):
                 coverage.start(row, first, 0, stale)
-            return original(batch, hidden, next_tokens, mm)
+            return original(batch, hidden, next_tokens)
         self.inputs.note_prompt(batch, hidden, next_tokens)
         coverage.skipped(batch.out_cache_loc)
         for row, first, length, stale in zip(rows, batch.prefix_lens, batch.extend_lens, behind, strict=True):

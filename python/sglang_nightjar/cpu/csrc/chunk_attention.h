@@ -7,12 +7,8 @@
 
 namespace nightjar {
 
-// Whether keys are transposed, so that scores are a product of matrices, or multiplied as they lie, which is faster for the
-// few query rows of a decode or verify step. Where vectors have 16 lanes that has not been tried.
-constexpr bool kTransposeKeys = kLanes == 16;
-
-// About how many cycles a square of keys takes to transpose, kLanes scores to be summed up, a row of scores to become weights.
-constexpr float kSquareCycles = 64, kSumCycles = 2 * kLanes, kSoftmaxCycles = 100;
+// About how many cycles kLanes scores take to be summed up, a row of scores to become weights.
+constexpr float kSumCycles = 2 * kLanes, kSoftmaxCycles = 100;
 
 // Rows of B while whose use the cache's next rows are fetched.
 template <typename Rows>
@@ -32,7 +28,6 @@ class ChunkAttention {
               const AttentionTask& task, const Chunk& chunk, const float* query, float* parts) {
     const int64_t dim = shape.dim, padded = shape.padded(), rows = task.rows * shape.group();
     const int64_t heads = task.end_head - task.head;
-    if constexpr (kTransposeKeys) keys_.reserve(dim * kBlockKeys);
     values_.reserve(kBlockKeys * padded);
     scores_.reserve(rows * kBlockKeys);
     for (int64_t h = 0; h < heads; ++h) clear(partial_at(parts, h, rows, padded), rows, padded);
@@ -47,25 +42,16 @@ class ChunkAttention {
         values[i] = t.v + slot * t.v_stride + task.head * dim;
       }
       const float products = rows * dim * (columns + count) / kLanes / 2;
-      const float keys_in = columns / kLanes * (kTransposeKeys ? dim / kLanes * kSquareCycles : rows * kSumCycles);
-      const float work = heads * (keys_in + rows * kSoftmaxCycles + products);
+      const float work = heads * (rows * (columns / kLanes * kSumCycles + kSoftmaxCycles) + products);
       const int64_t next_head = rest > 0 ? task.head : chunk.next_head;
       Ahead ahead(t, next_head * dim, heads * dim, rest > 0 ? chunk.slots + begin + count : chunk.next_slots,
                   std::min(kBlockKeys, rest > 0 ? rest : chunk.next_count), work);
       for (int64_t h = 0; h < heads; ++h) {
         const Partial part = partial_at(parts, h, rows, padded);
-        if constexpr (kTransposeKeys) {
-          gather_keys(keys, h * dim, columns, dim, ahead);
-          multiply<Store::kOverwrite>(
-              query + h * rows * dim, dim, dim, rows,
-              [&](int64_t j) { return RowsWithAhead<StridedRows>{{keys_.data() + j, kBlockKeys}, ahead}; }, scores_.data(),
-              kBlockKeys, columns);
-        } else {
-          score(query + h * rows * dim, rows, dim, keys, h * dim, columns, ahead);
-        }
+        score(query + h * rows * dim, rows, dim, keys, h * dim, columns, ahead);
         softmax(part, shape, request, task.row, task.rows, chunk.first + begin, count, columns, ahead);
         const auto add_values = [&](auto rows_at) {
-          multiply<Store::kAdd>(scores_.data(), kBlockKeys, count, rows, rows_at, part.rows, padded, padded);
+          add_product(scores_.data(), kBlockKeys, count, rows, rows_at, part.rows, padded, padded);
         };
         if constexpr (std::is_same_v<Cache, float>) {
           if (dim == padded) {
@@ -81,10 +67,12 @@ class ChunkAttention {
 
  private:
   // Scores of `columns` keys, [rows][kBlockKeys]; each key begins `shift` elements into its row. A row's scores do not
-  // depend on the other rows.
+  // depend on the other rows. Keys are multiplied as they lie: to transpose them first took longer with few rows, and no
+  // less with hundreds.
   template <typename Cache>
   void score(const float* query, int64_t rows, int64_t dim, const Cache* const* keys, int64_t shift, int64_t columns,
              Ahead& ahead) {
+    const int64_t whole = dim / kLanes * kLanes;
     const float cycles = dim / 2.0f + kSumCycles;
     for (int64_t i = 0; i < columns; i += kLanes) {
       for (int64_t m = 0; m < rows; ++m) {
@@ -92,34 +80,20 @@ class ChunkAttention {
         Vec products[kLanes];
 #pragma GCC unroll 16
         for (int j = 0; j < kLanes; ++j) products[j] = Vec{};
-        for (int64_t d = 0; d < dim; d += kLanes) {
+        for (int64_t d = 0; d < whole; d += kLanes) {
           const Vec q = held(load(row + d));
 #pragma GCC unroll 16
           for (int j = 0; j < kLanes; ++j) products[j] += q * load_as_float(keys[i + j] + shift + d);
         }
-        store(scores_.data() + m * kBlockKeys + i, sums(products));
+        Vec total = sums(products);
+        for (int64_t d = whole; d < dim; ++d) {
+          Vec rest;
+          for (int j = 0; j < kLanes; ++j) rest[j] = to_float(keys[i + j][shift + d]);
+          total += rest * row[d];
+        }
+        store(scores_.data() + m * kBlockKeys + i, total);
         ahead.spend(cycles);
       }
-    }
-  }
-
-  // Copies a block of keys, transposed to [dim][kBlockKeys]; each begins `shift` elements into its row.
-  template <typename Cache>
-  void gather_keys(const Cache* const* rows, int64_t shift, int64_t count, int64_t dim, Ahead& ahead) {
-    float* keys = keys_.data();
-    const int64_t whole = dim / kLanes * kLanes;
-    for (int64_t i = 0; i < count; i += kLanes) {
-      for (int64_t d = 0; d < whole; d += kLanes) {
-        Vec square[kLanes];
-#pragma GCC unroll 16
-        for (int r = 0; r < kLanes; ++r) square[r] = load_as_float(rows[i + r] + shift + d);
-        ahead.spend(kSquareCycles);
-        transpose(square);
-#pragma GCC unroll 16
-        for (int r = 0; r < kLanes; ++r) store(keys + (d + r) * kBlockKeys + i, square[r]);
-      }
-      for (int64_t d = whole; d < dim; ++d)
-        for (int64_t r = 0; r < kLanes; ++r) keys[d * kBlockKeys + i + r] = to_float(rows[i + r][shift + d]);
     }
   }
 
@@ -181,28 +155,28 @@ class ChunkAttention {
     }
   }
 
-  // c[rows][columns] (kAdd: +)= a[rows][depth] b, columns [column, column + kVecs * kLanes).
-  template <int kVecs, Store kStore, typename Rows>
-  static void multiply_columns(const float* a, int64_t lda, int64_t depth, int64_t rows, Rows b, float* c, int64_t ldc) {
+  // c[rows][columns] += a[rows][depth] b, columns [column, column + kVecs * kLanes).
+  template <int kVecs, typename Rows>
+  static void add_columns(const float* a, int64_t lda, int64_t depth, int64_t rows, Rows b, float* c, int64_t ldc) {
     constexpr int64_t kHeight = tile_height<kVecs>;
     for (int64_t m = 0; m < rows; m += kHeight)
-      tile_rows<kVecs, kStore>(std::min(kHeight, rows - m), a + m * lda, lda, b, depth, c + m * ldc, ldc);
+      tile_rows<kVecs, Store::kAdd>(std::min(kHeight, rows - m), a + m * lda, lda, b, depth, c + m * ldc, ldc);
   }
 
   // The same for all columns; `rows_at(column)` is B from that column on. Wide tiles where they fit.
-  template <Store kStore, typename RowsAt>
-  static void multiply(const float* a, int64_t lda, int64_t depth, int64_t rows, RowsAt rows_at, float* c, int64_t ldc,
+  template <typename RowsAt>
+  static void add_product(const float* a, int64_t lda, int64_t depth, int64_t rows, RowsAt rows_at, float* c, int64_t ldc,
                        int64_t columns) {
     constexpr int kWide = 2 * kPanelVecs;
     int64_t j = 0;
     if (kLanes == 16 || rows <= tile_height<kWide>)
       for (; j + kWide * kLanes <= columns; j += kWide * kLanes)
-        multiply_columns<kWide, kStore>(a, lda, depth, rows, rows_at(j), c + j, ldc);
+        add_columns<kWide>(a, lda, depth, rows, rows_at(j), c + j, ldc);
     for (; j < columns; j += kPanelColumns)
-      multiply_columns<kPanelVecs, kStore>(a, lda, depth, rows, rows_at(j), c + j, ldc);
+      add_columns<kPanelVecs>(a, lda, depth, rows, rows_at(j), c + j, ldc);
   }
 
-  AlignedFloats keys_, values_, scores_;
+  AlignedFloats values_, scores_;
 };
 
 }  // namespace nightjar

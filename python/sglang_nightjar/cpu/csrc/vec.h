@@ -94,26 +94,6 @@ inline __attribute__((always_inline)) Vec sums(Vec (&v)[kLanes]) {
   return v[0];
 }
 
-// Transposes a square of kLanes rows in place, by swapping ever larger off-diagonal squares (Eklundh 1972).
-template <int kWidth = 1>
-inline __attribute__((always_inline)) void transpose(Vec (&rows)[kLanes]) {
-  if constexpr (kWidth < kLanes) {
-    const IntVec lanes = lane_numbers();
-    const IntVec right = (lanes & kWidth) != 0;
-    // Where the lane's kWidth bit is set, the upper row takes from the lower one, kWidth lanes to the left.
-    const IntVec upper = right ? lanes - kWidth + kLanes : lanes;
-    const IntVec lower = right ? lanes + kLanes : lanes + kWidth;
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & kWidth) continue;
-      const Vec a = rows[i], b = rows[i + kWidth];
-      rows[i] = shuffle(a, b, upper);
-      rows[i + kWidth] = shuffle(a, b, lower);
-    }
-    transpose<kWidth * 2>(rows);
-  }
-}
-
 // e^x with a relative error below 2e-7; exactly 0 below -87 (so that masked scores of -infinity vanish).
 // Range reduction x = n ln2 + r, |r| <= ln2 / 2, and the Taylor polynomial of degree 7 for e^r.
 inline Vec exp(Vec x) {
