@@ -1,6 +1,6 @@
 """``model``: one latency model and one acceptance model for all batch sizes, and a bounded share of exploration.
 
-Ours. What it learns in one cell (a batch size and a γ) serves all: `core.latency_model` and `core.draft_acceptance`
+Ours, and the default. What it learns in one cell (a batch size and a γ) serves all: `core.latency_model` and `core.draft_acceptance`
 give time and tokens of every cell with their error bars, `core.objective` what that is worth. From there:
 
 - It takes the γ of the largest expected worth, and stays with the present one where they differ by less than `MARGIN`.

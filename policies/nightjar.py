@@ -1,4 +1,4 @@
-"""``nightjar``: the planner of Nightjar (arXiv 2512.22420), a contextual bandit on latency per token. The default.
+"""``nightjar``: the planner of Nightjar (arXiv 2512.22420), a contextual bandit on latency per token.
 
 Context: the batch size, in buckets. Arms: the candidates, 0 being no drafting. Blocks, bins, exploration and the cost
 of switching on: `sglang_nightjar.core.bin_greedy`.

@@ -30,7 +30,7 @@ from sglang_nightjar.observe.client import ServerError
 _HERE = Path(__file__).parent
 #: Two servers and three runs of 20 s: a look at everything within five minutes, not a result.
 _QUICK = {
-    "arms": ["none", "static-3", "nightjar"],
+    "arms": ["none", "static-3", "model"],
     "scenarios": ["surge"],
     "repetitions": 1,
     "time_scale": 0.25,

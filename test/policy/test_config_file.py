@@ -29,7 +29,7 @@ def test_reads_everything(tmp_path):
 
 def test_nothing_is_the_default():
     assert parse("") == Config() == parse("policy:\nlog:\n")
-    assert Config().policy.name == "nightjar"
+    assert Config().policy.name == "model"
 
 
 def test_off_is_a_name_and_no_boolean():

@@ -27,7 +27,7 @@ def test_a_quick_benchmark(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[3/3] surge" in done.stdout and " left" in done.stdout
     runs = {run["arm"]: run for run in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
-    assert list(runs) and set(runs) == {"none", "static-3", "nightjar"}
+    assert list(runs) and set(runs) == {"none", "static-3", "model"}
     for arm, run in runs.items():
         # A machine with other work on it may make the generator late. Nothing excuses an arm.
         assert [fault for fault in run["faults"] if fault["kind"] == "arm"] == []
@@ -41,7 +41,7 @@ def test_a_quick_benchmark(tmp_path: Path) -> None:
     assert runs["none"]["whole"]["accepted_length"] is None
     assert runs["static-3"]["whole"]["gamma_per_step"] == pytest.approx(3.0, abs=0.05)
     assert set(runs["static-3"]["server_side"]["log"]["seconds_by_gamma"]) == {"3"}
-    assert runs["nightjar"]["server_side"]["counters"]["policy_restarts"] == 0
+    assert runs["model"]["server_side"]["counters"]["policy_restarts"] == 0
     # Runs beside other work don't count, and the report says that instead.
     counted = any(not run["faults"] for run in runs.values())
     said = "Speculation, and what the server says" if counted else "No run counts."

@@ -62,7 +62,7 @@ def test_engine(how: str, target: Path, draft: Path, tmp_path: Path) -> None:
         r"^POLICY (\S+) (\S+) (\d) (\d+) (\S+)$", done.stdout, re.MULTILINE
     )
     assert source == "policy"
-    assert (policy, gamma) == ("static", "2") if how == "script" else policy == "nightjar"
+    assert (policy, gamma) == ("static", "2") if how == "script" else policy == "model"
     assert not alive(int(pid))
     assert not Path(folder).exists()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sglang_nightjar.errors import ConfigError
+from sglang_nightjar.policy.config_file import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from sglang_nightjar.policy.replay import Replay
@@ -40,7 +41,7 @@ def add_replay(commands: argparse._SubParsersAction) -> None:
         "telemetry stays that of the policy that was in charge: this shows choices, not what would have come of them.",
     )
     replay.add_argument("log", type=Path, metavar="LOG", help="log.path of the config; rotated files are read too")
-    replay.add_argument("--policy", default="nightjar", metavar="NAME|PATH", help="default: nightjar")
+    replay.add_argument("--policy", default=DEFAULT_POLICY, metavar="NAME|PATH", help=f"default: {DEFAULT_POLICY}")
     replay.add_argument("--params", default="{}", metavar="JSON", help="the policy's parameters")
     replay.add_argument("--seed", type=int, default=0)
     form = replay.add_mutually_exclusive_group()

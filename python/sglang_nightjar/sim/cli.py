@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang_nightjar.errors import ConfigError
+from sglang_nightjar.policy.config_file import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from sglang_nightjar.sim.world import Result
@@ -29,7 +30,9 @@ def add_simulate(commands: argparse._SubParsersAction) -> None:
     run.add_argument("--trace", metavar="FILE", help="TIMESTAMP,ContextTokens,GeneratedTokens")
     run.add_argument("--time-scale", type=float, default=1.0, help="stretch the trace's time")
     run.add_argument("--rate-scale", type=float, default=1.0, help="how many times each of its requests comes")
-    run.add_argument("--policies", nargs="+", default=["nightjar"], metavar="NAME|PATH", help="default: nightjar")
+    run.add_argument(
+        "--policies", nargs="+", default=[DEFAULT_POLICY], metavar="NAME|PATH", help=f"default: {DEFAULT_POLICY}"
+    )
     run.add_argument(
         "--params", default="{}", metavar="JSON", help='parameters by policy: \'{"static": {"gamma": 3}}\''
     )
