@@ -49,8 +49,8 @@ _PIECE = 8
 @dataclass(frozen=True)
 class Machine:
     """A simulated server, and how many times the load for the demo pair it gets: so many that the surge is what it can
-    do without speculation, as there; and as many more clients as it runs more requests at a time. One without AMX can't
-    do what the loads were made for; it gets them whole, and half of them, as the real one did.
+    do without speculation, as there; and as many more clients as it runs more requests at a time. One without AMX gets
+    them whole, and half of them: with AVX2 it can't do more, with AVX-512 that is half of what it can do.
 
     ``server`` is its name in `sglang_nightjar.sim.builtin`, if that is another one.
 
@@ -77,6 +77,8 @@ MACHINES = (
     Machine("demo-amx", 1.0, 1.0, 1_000_000),
     Machine("demo-avx2", 1.0, 1.0, 1_000_000),
     Machine("demo-avx2-half", 0.5, 0.5, 1_000_000, "demo-avx2"),
+    Machine("demo-avx512", 1.0, 1.0, 1_000_000),
+    Machine("demo-avx512-half", 0.5, 0.5, 1_000_000, "demo-avx512"),
     # Not measured yet.
     Machine("h200-8b", 48.0, 8.0),
 )

@@ -12,7 +12,7 @@ from sglang_nightjar.core.messages import Telemetry
 BUSY_PERIOD_S = 0.01
 REST_PERIOD_S = 0.05
 #: Iterations at γ=0 that are told together, at most for so long, once nothing was drafted for so long.
-_TOGETHER, _TOGETHER_S, _SETTLED_NS = 4, 0.2, 1_000_000_000
+_TOGETHER, _TOGETHER_S, _SETTLED_NS = 10, 0.3, 1_000_000_000
 #: It takes the scheduler to rest after so many looks in vain.
 _LOOKS_IN_VAIN = 50
 
