@@ -1,7 +1,8 @@
 """``model``: one latency model and one acceptance model for all batch sizes, and a bounded share of exploration.
 
-Ours, and the default. What it learns in one cell (a batch size and a γ) serves all: `core.latency_model` and `core.draft_acceptance`
-give time and tokens of every cell with their error bars, `core.objective` what that is worth. From there:
+Ours, and the default. What it learns in one cell (a batch size and a γ) serves all: `core.latency_model` and
+`core.draft_acceptance` give time and tokens of every cell with their error bars, `core.objective` what that is worth.
+From there:
 
 - It takes the γ of the largest expected worth, and stays with the present one where they differ by less than `MARGIN`.
 - It explores where a γ may be better than the best one looks, the one first whose chance costs least, for a few
