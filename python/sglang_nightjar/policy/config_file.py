@@ -19,7 +19,7 @@ from sglang_nightjar.core.messages import MAX_GAMMA
 from sglang_nightjar.errors import ConfigError
 
 _MAX_BYTES = 1_000_000
-#: It was ahead of every other policy under every load that was measured or simulated (docs/results.md).
+#: Ahead of the paper's planner on average of every set of loads that had both, measured or simulated (docs/results.md).
 DEFAULT_POLICY = "model"
 
 

@@ -166,7 +166,7 @@ class ChunkAttention {
   // The same for all columns; `rows_at(column)` is B from that column on. Wide tiles where they fit.
   template <typename RowsAt>
   static void add_product(const float* a, int64_t lda, int64_t depth, int64_t rows, RowsAt rows_at, float* c, int64_t ldc,
-                       int64_t columns) {
+                          int64_t columns) {
     constexpr int kWide = 2 * kPanelVecs;
     int64_t j = 0;
     if (kLanes == 16 || rows <= tile_height<kWide>)
