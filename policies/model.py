@@ -286,7 +286,7 @@ class Model(Policy):
             return f"{where}: tries {candidates[trial.column]} for {trial.left} iterations"
         if not scheduler.draft.is_due:
             forgone_ms = scheduler.draft.forgone_ns / 1e6
-            return f"{where}: without the draft until {forgone_ms:.3g} ms forgone pay for its return"
+            return f"{where}: without the draft, {forgone_ms:.3g} ms forgone so far of what its return costs"
         wanted = scheduler.plan[index]
         scores = pool.mean[index]
         if scores[wanted] <= 0 or scores[candidates.index(ran)] <= 0:

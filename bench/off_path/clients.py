@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -29,6 +28,7 @@ from helpers.serving import Server
 from bench.off_path import thread_cpu
 from bench.off_path.run import ARMS
 from bench.off_path.served import flags, ratio
+from bench.off_path.streams import pieces
 from sglang_nightjar.demo.corpus import held_out, render
 
 _WARM_UP_S = 3.0
@@ -57,21 +57,17 @@ def turn(url: str, requests: Iterator[tuple[str, int]], clients: int, seconds: f
         while time.perf_counter() < end:
             with lock:
                 text, new_tokens = next(requests)
-            sampling = {"max_new_tokens": new_tokens, "ignore_eos": True, "temperature": 0}
-            body = json.dumps({"text": text, "sampling_params": sampling, "stream": True}).encode()
             before, came = 0, None
-            request = urllib.request.Request(f"{url}/generate", body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=600) as response:
-                for line in response:
-                    now = time.perf_counter()
-                    if not line.startswith(b"data: {") or now >= end:
-                        continue
-                    tokens = json.loads(line[len(b"data:") :])["meta_info"]["completion_tokens"]
-                    with lock:
-                        seen.tokens += tokens - before
-                        if came is not None:
-                            seen.gaps.append(now - came)
-                    before, came = tokens, now
+            for piece in pieces(url, text, new_tokens):
+                now = time.perf_counter()
+                if now >= end:
+                    continue
+                tokens = json.loads(piece)["meta_info"]["completion_tokens"]
+                with lock:
+                    seen.tokens += tokens - before
+                    if came is not None:
+                        seen.gaps.append(now - came)
+                before, came = tokens, now
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:

@@ -15,7 +15,6 @@ import statistics
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from helpers.serving import Server
 
 from bench.off_path import thread_cpu
 from bench.off_path.run import ARMS, quartiles
+from bench.off_path.streams import pieces
 from bench.provenance import provenance
 from sglang_nightjar.demo.corpus import held_out, render
 from sglang_nightjar.demo.pair import ensure_pair
@@ -50,11 +50,7 @@ def flags(name: str, folder: Path, kv_tokens: int, gamma: int = 0) -> list[str]:
 
 def ms_per_iteration(url: str, texts: list[str], new_tokens: int) -> float:
     """Stream ``texts`` as one batch with forced length; milliseconds between two pieces of the same answer."""
-    sampling = {"max_new_tokens": new_tokens, "ignore_eos": True, "temperature": 0}
-    body = json.dumps({"text": texts, "sampling_params": sampling, "stream": True}).encode()
-    request = urllib.request.Request(f"{url}/generate", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=600) as response:
-        times = [time.perf_counter() for line in response if line.startswith(b"data:")]
+    times = [time.perf_counter() for _ in pieces(url, texts, new_tokens)]
     counted = times[int(_WARM_UP * len(times)) :]
     return 1e3 * (counted[-1] - counted[0]) * len(texts) / (len(counted) - 1)
 

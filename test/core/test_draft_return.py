@@ -1,5 +1,6 @@
 """A draft that was left behind: what was forgone against what its return costs."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 from helpers.policy_load import make_hello
@@ -26,6 +27,13 @@ def test_it_is_due_once_as_much_was_forgone_as_its_return_costs():
     assert draft.follow(AWAY, 0, hello) and not draft.is_due and draft.cost_ns(AWAY, hello) == 12e6
     assert not draft.follow(AWAY, 0, hello) and draft.forgone_ns == 10e6
     assert draft.follow(AWAY, 0, hello) and draft.is_due
+
+
+def test_its_cost_is_that_of_the_positions_that_requests_are_behind_together():
+    draft, _, hello = made()
+    hello = replace(hello, switch_costs=tuple((n, b, n * b * 1000) for n in (1, 64, 4096) for b in (1, 8, 64)))
+    draft.follow(AWAY._replace(lag_max=90), 0, hello)
+    assert draft.cost_ns(AWAY._replace(lag_max=90), hello) == 100_000
 
 
 def test_nothing_is_forgone_where_no_draft_would_pay():

@@ -41,9 +41,11 @@ def test_it_follows_a_machine_that_became_slower() -> None:
     assert costs.line()[1] == pytest.approx(3000, rel=0.15)
 
 
-def test_policies_find_the_cell_that_covers() -> None:
+def test_policies_find_what_lies_between_the_cells() -> None:
     costs = SwitchCosts()
     costs.observe(100, 100_000)
+    costs.observe(200, 190_000)
     table = costs.table(6)
     assert {size for _, size, _ in table} == {1, 2, 4, 8}
-    assert switch_cost(table, lag=60, batch_size=3) == pytest.approx(costs.cost(64, 4), abs=1)
+    for lag, size in ((60, 3), (64, 4), (5, 1), (4000, 8)):
+        assert switch_cost(table, lag, size) == pytest.approx(costs.cost(lag, size), rel=1e-3)

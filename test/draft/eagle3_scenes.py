@@ -24,8 +24,11 @@ def both_paths(one: OneScheduler) -> dict[str, Any]:
     import sglang.srt.speculative.eagle_worker_v2 as eagle
 
     from sglang_nightjar.cpu import eagle3_draft
+    from sglang_nightjar.draft.catch_up import Pace
+    from sglang_nightjar.draft.extend import through_model_runner
 
-    seen = {"prompts": 0, "chunks": 0, "prefixes": 0, "chains": 0, "extends": 0, "rejected": 0, "different": []}
+    counted = ("prompts", "chunks", "prefixes", "caught up", "first drafts", "chains", "extends", "rejected")
+    seen: dict[str, Any] = dict.fromkeys(counted, 0) | {"different": []}
     ours_of, worker = eagle3_draft.of, one.scheduler.draft_worker.draft_worker
     names = ("draft", "_draft_extend_for_decode", "_draft_extend_for_prefill")
     sglangs = {name: _unhooked(getattr(eagle.EagleDraftWorker, name)) for name in names}
@@ -50,6 +53,21 @@ def both_paths(one: OneScheduler) -> dict[str, Any]:
                 _compare(seen, "cache of prompts", kept, _at(worker, batch.out_cache_loc))
                 # SGLang's topk_p are probabilities here and ones after decoding; with one candidate nobody reads them.
                 for name in ("topk_index", "hidden_states", "bonus_tokens"):
+                    _compare(seen, name, getattr(ours, name), getattr(theirs, name))
+            return theirs
+
+        def read(self, batch: Any, tokens: torch.Tensor, hidden: torch.Tensor, drafts: bool) -> Any:
+            found = []
+            for self.ours.needs_last_alone in (False, True):
+                _at(worker, batch.out_cache_loc, fill=7.0)
+                ours = self.ours.read(batch, tokens, hidden, drafts)
+                found.append((ours, _at(worker, batch.out_cache_loc)))
+            theirs = through_model_runner(worker, batch, drafts)
+            seen["caught up"] += len(batch.reqs)
+            seen["first drafts"] += len(batch.reqs) if drafts else 0
+            for ours, kept in found:
+                _compare(seen, "cache of what was missed", kept, _at(worker, batch.out_cache_loc))
+                for name in ("drafts", "states") if drafts else ():
                     _compare(seen, name, getattr(ours, name), getattr(theirs, name))
             return theirs
 
@@ -81,7 +99,9 @@ def both_paths(one: OneScheduler) -> dict[str, Any]:
     eagle3_draft.of = both
     for index, ids in enumerate(PROMPTS):
         one.add(f"r{index}", ids, 14 + 3 * index, temperature=0 if index % 2 else 0.9)
-    one.run(cycle([3, 3, 1, 5, 0, 2]))
+    # What was missed is filled in several pieces, and with the last of them the next drafts.
+    one.upkeep.catch_up.pace = Pace(8)
+    one.run(cycle([3, 3, 1, 5, 0, 2, 0, 0, 0, 0, 0, 0]))
     for index, ids in enumerate(PROMPTS):
         one.add(f"again{index}", [*ids, 7, 8, 9][: len(ids) + index - 2], 4, temperature=0 if index % 2 else 0.9)
     one.run(cycle([2]))

@@ -161,9 +161,11 @@ def cache_after_an_absence(scenes: Scenes) -> dict[str, float]:
 
 def standalone(tokenizer_from: str) -> dict[str, Any]:
     """Twins, of which every draft must be accepted; the draft's KV is as large as the target's."""
+    from sglang_nightjar.draft.catch_up import Pace
+
     scenes = standalone_scenes.Scenes(tokenizer_from, "weights+kv")
     # All of every request is to be read anew.
-    scenes.one.upkeep.catch_up._tokens_per_step = 256
+    scenes.one.upkeep.catch_up.pace = Pace(256)
     scenes.count_drafts()
     found = {
         "predicted": (scenes.predicted.freed_bytes, scenes.predicted.tokens),

@@ -32,13 +32,14 @@ class Scenes:
             max_total_tokens=BASE, chunked_prefill_size=CHUNK, max_running_requests=16, random_seed=1,
         )  # fmt: skip
         from sglang_nightjar.draft import residency
+        from sglang_nightjar.draft.catch_up import Pace
         from sglang_nightjar.memory import prediction
         from sglang_nightjar.memory.posix import PAGE
 
         assert residency.current is not None, residency.why_not
         self.driver = residency.current
         # A draft as large as its target would take a hundred iterations to come back.
-        self.one.upkeep.catch_up._tokens_per_step = 48
+        self.one.upkeep.catch_up.pace = Pace(48)
         self.predicted = prediction.predict(target, draft, BASE, True, PAGE, reclaim == "weights+kv")
         self.prompts = tiny_twins.prompts(6, 60)
         self.longer = tiny_twins.prompts(4, 200, seed=1)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from sglang_nightjar.cpu import eagle3_draft
 from sglang_nightjar.draft import catch_up as catch_up_module
 from sglang_nightjar.draft import inputs
-from sglang_nightjar.draft.catch_up import RECOMPUTE_WEIGHT, CatchUp
+from sglang_nightjar.draft.catch_up import KEYS_AND_VALUES, ON_CPU, CatchUp, Pace
 from sglang_nightjar.draft.coverage import Coverage
-from sglang_nightjar.draft.extend import Piece
+from sglang_nightjar.draft.extend import FirstDrafts, Piece
 from sglang_nightjar.draft.inputs import StatesAndTokens, TokensAlone
 from sglang_nightjar.draft.journal import Journal
 
@@ -65,7 +66,7 @@ class Scene:
         worker = SimpleNamespace(device="cpu", draft_worker=None, target_worker=target)
         self.standalone = standalone
         kept = TokensAlone() if standalone else StatesAndTokens(self.journal, target)
-        self.catch_up = CatchUp(worker, self.coverage, kept, tokens_per_step=step)
+        self.catch_up = CatchUp(worker, self.coverage, kept, pace=Pace(step))
         monkeypatch.setattr(catch_up_module, "draft_extend", self._extend)
         monkeypatch.setattr(inputs, "target_states", self._states)
 
@@ -90,21 +91,19 @@ class Scene:
         return range(int(line[piece.first]), int(line[piece.last - 1]) + 1)
 
     def _extend(
-        self, _worker: Any, batch: Any, pieces: list[Piece], slots: Any, hidden: Any, tokens: Any, with_logits: bool
-    ) -> Any:
+        self, _worker: Any, batch: Any, pieces: list[Piece], slots: Any, hidden: Any, tokens: Any, drafts: bool
+    ) -> FirstDrafts | None:
         assert hidden is None if self.standalone else hidden[:, 0].tolist() == slots.tolist()
         assert slots.tolist() == [slot for piece in pieces for slot in self.slot(piece)]
         assert tokens.tolist() == [10_000 * (slot // 100) + slot % 100 + 1 for slot in slots.tolist()]
         self.filled += pieces
         lengths = batch.seq_lens_cpu.tolist()
-        assert with_logits == any(piece.last == lengths[piece.index] for piece in pieces)
-        if not with_logits:
+        assert drafts == any(piece.last == lengths[piece.index] for piece in pieces)
+        if not drafts:
             return None
-        logits = torch.zeros(len(pieces), 50)
-        for number, piece in enumerate(pieces):
-            logits[number, 10 + piece.index] = 1.0
+        first = torch.tensor([[10 + piece.index] for piece in pieces])
         last = torch.tensor([[float(piece.last)] * WIDTH for piece in pieces])
-        return SimpleNamespace(next_token_logits=logits, hidden_states=None if self.standalone else last)
+        return FirstDrafts(first, None if self.standalone else last)
 
     def _states(self, runner: Any, batch: Any, piece: Piece, tokens: Any) -> torch.Tensor:
         row = piece.index + 1
@@ -170,7 +169,7 @@ def test_what_the_journal_lost_is_computed_anew_in_smaller_pieces(monkeypatch: p
     scene.run()
     assert scene.catch_up.recomputed == 40
     assert [piece.last for piece in scene.filled][-1] == 90
-    assert max(len(p) for p in scene.filled if p.last <= 70) <= 32 // RECOMPUTE_WEIGHT
+    assert max(len(p) for p in scene.filled if p.last <= 70) <= Pace(32).recomputed == 4
 
 
 def test_without_a_journal_the_newest_token_comes_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,19 +266,23 @@ def test_a_standalone_draft_needs_tokens_alone(monkeypatch: pytest.MonkeyPatch) 
     assert scene.batch.spec_info.topk_index.flatten().tolist() == [10, 11]
 
 
-def test_a_larger_draft_fills_fewer_positions_at_a_time() -> None:
+def test_a_larger_draft_fills_fewer_positions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def model(width: int) -> torch.nn.Module:
         return torch.nn.ModuleDict({"layers": torch.nn.Linear(10, width), "embed_tokens": torch.nn.Embedding(999, 10)})
 
-    def step(draft: int) -> tuple[int, int]:
+    def pace(draft: int) -> Pace:
         runners = [SimpleNamespace(model=model(width)) for width in (100, draft)]
         worker = SimpleNamespace(
             device="cpu",
             target_worker=SimpleNamespace(model_runner=runners[0]),
             draft_worker=SimpleNamespace(draft_runner=runners[1]),
         )
-        made = CatchUp(worker, Coverage(1, 1, "cpu"), TokensAlone())
-        return made._tokens_per_step, made._tokens_per_request
+        return CatchUp(worker, Coverage(1, 1, "cpu"), TokensAlone()).pace
 
-    most = catch_up_module.TOKENS_PER_STEP_ON_CPU
-    assert [step(width) for width in (1, 10, 20, 100)] == [(most, 4), (most, 4), (most // 2, 2), (most // 10, 2)]
+    ours = SimpleNamespace(needs_last_alone=True)
+    for found, usual in ((None, ON_CPU), (ours, KEYS_AND_VALUES)):
+        monkeypatch.setattr(eagle3_draft, "draft_of", lambda _worker, found=found: found)
+        most = usual.tokens
+        assert [pace(width) for width in (1, 10)] == [usual, usual]
+        assert [pace(width).tokens for width in (20, 100)] == [most // 2, most // 10]
+        assert {pace(width).tokens_per_request for width in (20, 100)} == {2}

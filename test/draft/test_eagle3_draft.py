@@ -22,6 +22,8 @@ def test_drafts_states_and_cache_are_sglangs_bit_by_bit(scenes: dict[str, Any]) 
     assert min(compared["chains"], compared["extends"]) > 30
     assert min(compared["prompts"], compared["chunks"], compared["prefixes"]) > 1
     assert compared["rejected"] > 20
+    # Some of what was missed was filled in without drafts.
+    assert compared["caught up"] > compared["first drafts"] > 1
 
 
 def test_the_draft_does_without_its_model_runner(scenes: dict[str, Any]) -> None:

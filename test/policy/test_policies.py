@@ -325,13 +325,9 @@ class TestNightjar:
         assert bucket.best(arms, False, 1.2) == 3
         assert bucket.best(arms, False, 3.0) == 0
         assert bucket.best((3,), False, 99.0) == 3
-        table = ((128, 32, 18), (512, 32, 60), (512, 64, 102))
-        assert [switch_cost(table, lag, size) for lag, size in ((0, 1), (129, 1), (129, 33), (600, 1))] == [
-            18,
-            60,
-            102,
-            102,
-        ]
+        table = ((128, 32, 18), (512, 64, 102), (512, 32, 60), (128, 64, 30))
+        assert [switch_cost(table, *cell) for cell in ((128, 32), (512, 64), (0, 1), (600, 99))] == [18, 102, 18, 102]
+        assert [switch_cost(table, *cell) for cell in ((320, 32), (128, 48), (320, 48))] == [39, 24, (39 + 66) / 2]
         assert switch_cost((), 5, 5) == 0
 
     def test_credit_goes_to_the_gamma_of_the_record(self):

@@ -53,7 +53,8 @@ class DraftReturn:
         if known is not None:
             return known
         if hello.switch_costs:
-            return switch_cost(hello.switch_costs, record.lag_max, record.batch_size)
+            # A return costs by the position, so what counts is how far requests are behind on average.
+            return switch_cost(hello.switch_costs, self._lag_total / max(1, record.batch_size), record.batch_size)
         return self._pool.latency.expected_ns(record.batch_size, 0)
 
     def _came_back(self) -> None:

@@ -1,10 +1,11 @@
-"""An EAGLE-3 draft's work on a CPU: reading prompts, drawing chains, and reading what was accepted of them.
+"""An EAGLE-3 draft's work on a CPU: reading prompts, drawing chains, and reading what was accepted or missed of them.
 
 SGLang sends each of the draft's small passes through its ModelRunner, with a description of the batch, a context and a
 logits processor; with one request that takes as long as the passes themselves. After a verification it reads every
 verified position, accepted or not, and multiplies all of them with the head, though one row of each request is used.
-Here the passes follow each other directly, read what was accepted, and ask the head about the last of it. Of a prompt
-a draft of one layer needs keys and values alone, but for the last token, whose state it drafts from. The kernels are
+Here the passes follow each other directly, read what was accepted, and ask the head about the last of it. Of a prompt,
+or of what it missed at γ=0, a draft of one layer needs keys and values alone, but for the last token, whose state it
+drafts from. The kernels are
 the same and a row's result does not depend on how many are computed with it, so the drafts are the same, bit by bit.
 """
 
@@ -17,6 +18,7 @@ from sglang_nightjar.cpu import chain_sampling, chain_verify, llama_stack, packe
 from sglang_nightjar.cpu.attention_backend import AttentionBatch
 from sglang_nightjar.cpu.llama_stack import LlamaStack
 from sglang_nightjar.draft import inputs
+from sglang_nightjar.draft.extend import FirstDrafts
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +123,7 @@ class Eagle3Draft:
     """The draft of one of SGLang's ``EagleDraftWorker``; `of` makes it.
 
     Attributes:
-        needs_last_alone: of a prompt's positions but the last it needs keys and values, no more.
+        needs_last_alone: of positions that it reads but the last it needs keys and values, no more.
     """
 
     def __init__(self, worker: Any, stack: LlamaStack):
@@ -141,29 +143,42 @@ class Eagle3Draft:
         """
         from sglang.srt.speculative.eagle_info import EagleDraftInput
 
-        model = self._model.model
+        first = self.read(batch, inputs.tokens_after_prompts(batch, next_tokens), hidden)
+        return EagleDraftInput(
+            topk_p=torch.ones_like(first.drafts, dtype=torch.float32),
+            topk_index=first.drafts,
+            hidden_states=first.states,
+            bonus_tokens=next_tokens,
+            num_tokens_per_req=1,
+            num_tokens_for_logprob_per_req=1,
+        )
+
+    def read(self, batch: Any, tokens: torch.Tensor, hidden: torch.Tensor, drafts: bool = True) -> FirstDrafts | None:
+        """Fill the draft's cache for the positions by which ``batch`` extends its requests, and draft from the last of
+        each, or with ``drafts`` False do not.
+
+        ``tokens`` int64 ``[positions]`` are those after the positions, ``hidden`` the target's states at them,
+        ``[positions, aux * hidden]``.
+        """
+        model, pool = self._model.model, self._worker.draft_runner.token_to_kv_pool
         prefixes, extends = torch.tensor(batch.prefix_lens), torch.tensor(batch.extend_lens)
         ends = extends.cumsum(0)
         last = ends - 1
         positions = torch.arange(int(ends[-1])) + torch.repeat_interleave(prefixes + extends - ends, extends)
         rows, slots = batch.req_pool_indices.to(torch.int64), batch.out_cache_loc.to(torch.int64)
-        table, pool = batch.req_to_token_pool.req_to_token, self._worker.draft_runner.token_to_kv_pool
-        residual, first_input = read_inputs(model, inputs.tokens_after_prompts(batch, next_tokens), hidden)
+        residual, first_input = read_inputs(model, tokens, hidden)
         if self.needs_last_alone:
             store_keys_and_values(model.layers[0], first_input, positions, slots, pool)
+            if not drafts:
+                return None
             residual, first_input = residual[last], first_input[last]
             positions, slots, extends, last = positions[last], slots[last], None, slice(None)
-        seen = AttentionBatch(table, rows, batch.seq_lens.to(torch.int64), extends)
+        table, lengths = batch.req_to_token_pool.req_to_token, batch.seq_lens.to(torch.int64)
+        seen = AttentionBatch(table, rows, lengths, extends)
         states, carried = run_layers_on(model, self._stack, residual, first_input, positions, slots, seen, pool)
-        drawn = self._draw(states[last], batch.sampling_info, positions[last], rows)
-        return EagleDraftInput(
-            topk_p=torch.ones_like(drawn, dtype=torch.float32),
-            topk_index=drawn,
-            hidden_states=carried[last],
-            bonus_tokens=next_tokens,
-            num_tokens_per_req=1,
-            num_tokens_for_logprob_per_req=1,
-        )
+        if not drafts:
+            return None
+        return FirstDrafts(self._draw(states[last], batch.sampling_info, positions[last], rows), carried[last])
 
     def verify_input(self, batch: Any) -> Any:
         """In the place of ``EagleDraftWorker.draft``: an ``EagleVerifyInput`` with each request's chain."""
@@ -256,7 +271,15 @@ class Eagle3Draft:
 
 
 def of(worker: Any, batch: Any) -> Eagle3Draft | None:
-    """The draft of SGLang's ``EagleDraftWorker``, kept on it; None if SGLang's own path must serve ``batch``."""
+    """The draft of SGLang's ``EagleDraftWorker``; None if SGLang's own path must serve ``batch``."""
+    found = draft_of(worker)
+    if found is None or batch.forward_mode.is_idle() or len(batch.seq_lens) > len(worker._topk1_parents_prealloc):
+        return None
+    return found
+
+
+def draft_of(worker: Any) -> Eagle3Draft | None:
+    """The draft of SGLang's ``EagleDraftWorker``, kept on it; None if SGLang's own path must serve it."""
     found = getattr(worker, "nightjar_eagle3", False)
     if found is False:
         reason = why_not(worker)
@@ -265,8 +288,6 @@ def of(worker: Any, batch: Any) -> Eagle3Draft | None:
             logger.info("the draft runs through SGLang's ModelRunner: %s", reason or "its layers don't run as one")
         found = None if stack is None else Eagle3Draft(worker, stack)
         worker.nightjar_eagle3 = found
-    if found is None or batch.forward_mode.is_idle() or len(batch.seq_lens) > len(worker._topk1_parents_prealloc):
-        return None
     return found
 
 

@@ -5,48 +5,67 @@ first; as long as something is missing the iteration decodes without drafts. Las
 request, in one pass for all: it leaves the state from which the next draft starts, exactly as after a prefill.
 """
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from sglang_nightjar.draft.coverage import Coverage
-from sglang_nightjar.draft.extend import Piece, draft_extend, slots_of
+from sglang_nightjar.draft.extend import FirstDrafts, Piece, draft_extend, slots_of
 from sglang_nightjar.draft.inputs import DraftInputs
 from sglang_nightjar.draft.stopwatch import Stopwatch
 
-#: Positions that one iteration fills of what was kept: a fraction of a decode step. Constants and not measured, because
-#: all ranks of a TP group must do the same.
-TOKENS_PER_STEP = 256
-TOKENS_PER_STEP_ON_CPU = 32
-#: At least so many for each request: every iteration that has to wait adds a position to each.
-TOKENS_PER_REQUEST = 4
-#: They are meant for drafts whose layers are at most this part of the target's, as an EAGLE head's are; with larger
-#: ones a position costs more, and an iteration fills fewer, for each request down to this.
+#: A draft is small if its layers have at most this part of the target's numbers, as an EAGLE head's have.
 SMALL_DRAFT = 0.1
-TOKENS_PER_REQUEST_OF_A_LARGE_DRAFT = 2
-#: How many of them computing one anew by the target counts for.
-RECOMPUTE_WEIGHT = 8
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What an iteration does of a return: a fraction of a decode step.
+
+    Constants and not measured, because all ranks of a TP group must do the same.
+
+    Attributes:
+        tokens: positions that it fills of what was kept.
+        tokens_per_request: at least so many for each request: every iteration that has to wait adds a position to each.
+        recompute_weight: how many positions computing one anew by the target counts for.
+    """
+
+    tokens: int
+    tokens_per_request: int = 4
+    recompute_weight: int = 8
+
+    @property
+    def recomputed(self) -> int:
+        """Positions that it can fill where nothing was kept."""
+        return max(1, self.tokens // self.recompute_weight)
+
+
+ON_GPU, ON_CPU = Pace(256), Pace(32)
+#: Where keys and values are all that the draft computes of a position, a third of its layer and no attention.
+KEYS_AND_VALUES = Pace(256, recompute_weight=64)
+#: With a draft that is not small a position costs more, and an iteration fills fewer, for each request down to this.
+_TOKENS_PER_REQUEST_OF_A_LARGE_DRAFT = 2
 
 
 class CatchUp:
     """Fills what is missing, for the requests of one batch at a time.
 
     Attributes:
+        pace: how much of it an iteration does.
         steps, tokens: pieces of work, and positions filled; since the start.
         too_dear: iterations without drafts because coming back could not pay.
         watch: how long it takes to make a batch ready, without the target's help.
     """
 
-    def __init__(self, worker: Any, coverage: Coverage, inputs: DraftInputs, tokens_per_step: int | None = None):
+    def __init__(self, worker: Any, coverage: Coverage, inputs: DraftInputs, pace: Pace | None = None):
         self.steps = self.tokens = self.too_dear = 0
         self.watch = Stopwatch(worker.device)
+        self.pace = pace or _affordable(worker)
         self._worker = worker
         self._coverage = coverage
         self._inputs = inputs
-        self._tokens_per_step, self._tokens_per_request = (
-            (tokens_per_step, TOKENS_PER_REQUEST) if tokens_per_step else _affordable(worker)
-        )
 
     @property
     def recomputed(self) -> int:
@@ -81,7 +100,7 @@ class CatchUp:
         held = int(kept.sum())
         # Meanwhile every request gains a position in each.
         iterations = held // max(1, self._budget(batch) - len(batch.reqs))
-        passes = -(-(len(kept) - held) // max(1, self._tokens_per_step // RECOMPUTE_WEIGHT))
+        passes = -(-(len(kept) - held) // self.pace.recomputed)
         left = max(req.sampling_params.max_new_tokens - len(req.output_ids) for req in batch.reqs)
         pays = iterations + passes < left and passes < left * gamma / (gamma + 1)
         self.too_dear += not pays
@@ -89,7 +108,7 @@ class CatchUp:
 
     def _budget(self, batch: Any) -> int:
         """Positions that an iteration of ``batch`` may fill."""
-        return max(self._tokens_per_step, self._tokens_per_request * len(batch.reqs))
+        return max(self.pace.tokens, self.pace.tokens_per_request * len(batch.reqs))
 
     def step(self, batch: Any) -> bool:
         """One bounded piece of work for the requests of ``batch``, before it decodes; True if nothing is missing."""
@@ -137,7 +156,7 @@ class CatchUp:
             if not wanted[0]:
                 self._coverage.uncertain[int(batch.req_pool_indices_cpu[piece.index])] = True
                 continue
-            weight = 1 if kept[part.start] else RECOMPUTE_WEIGHT
+            weight = 1 if kept[part.start] else self.pace.recompute_weight
             length = min(int(np.argmin([*wanted, False])), max(1, budget // weight))
             chosen.append(Piece(piece.index, piece.first, piece.first + length))
             taken.append(ids[part.start : part.start + length])
@@ -149,14 +168,14 @@ class CatchUp:
         slots = torch.cat([slots_of(batch, piece) for piece in pieces])
         hidden, tokens = self._inputs.read(batch, pieces, slots)
         ended = [number for number, piece in enumerate(pieces) if piece.last == lengths[piece.index]]
-        output = draft_extend(self._worker.draft_worker, batch, pieces, slots, hidden, tokens, with_logits=bool(ended))
+        first = draft_extend(self._worker.draft_worker, batch, pieces, slots, hidden, tokens, drafts=bool(ended))
         self._coverage.wrote(slots)
         rows = batch.req_pool_indices_cpu
         for piece in pieces:
             self._coverage.filled(int(rows[piece.index]), (piece.first, piece.last), lengths[piece.index])
         self.tokens += len(slots)
-        if ended:
-            _start_drafting_from(batch.spec_info, [pieces[number].index for number in ended], ended, output)
+        if first is not None:
+            _start_drafting_from(batch.spec_info, [pieces[number].index for number in ended], ended, first)
 
 
 def _without_newest(missing: dict[int, list[tuple[int, int]]], lengths: list[int]) -> dict[int, list[tuple[int, int]]]:
@@ -172,14 +191,25 @@ def _without_newest(missing: dict[int, list[tuple[int, int]]], lengths: list[int
     return {index: runs for index, runs in rest.items() if runs}
 
 
-def _affordable(worker: Any) -> tuple[int, int]:
-    """How many positions an iteration can fill, and at least for each request; the same on all ranks."""
-    default = TOKENS_PER_STEP_ON_CPU if worker.device == "cpu" else TOKENS_PER_STEP
+def _affordable(worker: Any) -> Pace:
+    """The pace of this draft; the same on all ranks."""
+    usual = _usual(worker)
     target, draft = worker.target_worker.model_runner.model, worker.draft_worker.draft_runner.model
     share = _layer_values(draft) / max(1, _layer_values(target))
     if share <= SMALL_DRAFT:
-        return default, TOKENS_PER_REQUEST
-    return max(1, int(default * SMALL_DRAFT / share)), TOKENS_PER_REQUEST_OF_A_LARGE_DRAFT
+        return usual
+    tokens = max(1, int(usual.tokens * SMALL_DRAFT / share))
+    return replace(usual, tokens=tokens, tokens_per_request=_TOKENS_PER_REQUEST_OF_A_LARGE_DRAFT)
+
+
+def _usual(worker: Any) -> Pace:
+    """That of a small draft which computes what this one does of a position."""
+    if worker.device != "cpu":
+        return ON_GPU
+    from sglang_nightjar.cpu import eagle3_draft
+
+    ours = eagle3_draft.draft_of(worker.draft_worker)
+    return KEYS_AND_VALUES if ours is not None and ours.needs_last_alone else ON_CPU
 
 
 def _layer_values(model: torch.nn.Module) -> int:
@@ -188,14 +218,14 @@ def _layer_values(model: torch.nn.Module) -> int:
     return sum(value.numel() for name, value in named if "embed_tokens" not in name and "lm_head" not in name)
 
 
-def _start_drafting_from(draft_input: Any, indices: list[int], ended: list[int], output: Any) -> None:
-    """Set what the next draft of the requests ``indices`` starts from; ``ended`` are their rows of ``output``."""
+def _start_drafting_from(draft_input: Any, indices: list[int], ended: list[int], first: FirstDrafts) -> None:
+    """Set what the next chain of the requests ``indices`` starts from; ``ended`` are their rows of ``first``."""
     from_rows = torch.tensor(ended, device=draft_input.topk_index.device)
     to_rows = torch.tensor(indices, device=draft_input.topk_index.device)
-    top = torch.argmax(output.next_token_logits[from_rows], dim=-1, keepdim=True)
-    draft_input.topk_index = draft_input.topk_index.index_copy(0, to_rows, top.to(draft_input.topk_index.dtype))
-    ones = torch.ones_like(top, dtype=draft_input.topk_p.dtype)
+    drafts = first.drafts[from_rows]
+    draft_input.topk_index = draft_input.topk_index.index_copy(0, to_rows, drafts.to(draft_input.topk_index.dtype))
+    ones = torch.ones_like(drafts, dtype=draft_input.topk_p.dtype)
     draft_input.topk_p = draft_input.topk_p.index_copy(0, to_rows, ones)
-    if output.hidden_states is not None:
-        states = output.hidden_states[from_rows].to(draft_input.hidden_states.dtype)
+    if first.states is not None:
+        states = first.states[from_rows].to(draft_input.hidden_states.dtype)
         draft_input.hidden_states = draft_input.hidden_states.index_copy(0, to_rows, states)

@@ -51,6 +51,19 @@ class Piece:
         return self.last - self.first
 
 
+@dataclass(frozen=True)
+class FirstDrafts:
+    """What a request's next chain starts from.
+
+    Attributes:
+        drafts: the draft's own ids, int64 ``[requests, 1]``.
+        states: its states to carry on, ``[requests, hidden]``; None of a draft that has none beside its cache.
+    """
+
+    drafts: torch.Tensor
+    states: torch.Tensor | None
+
+
 def slots_of(batch: Any, piece: Piece) -> torch.Tensor:
     """The KV slots of ``piece``, int64 ``[len(piece)]``."""
     row = int(batch.req_pool_indices_cpu[piece.index])
@@ -64,8 +77,8 @@ def draft_extend(
     slots: torch.Tensor,
     hidden: torch.Tensor | None,
     tokens: torch.Tensor,
-    with_logits: bool = True,
-) -> Any:
+    drafts: bool = True,
+) -> FirstDrafts | None:
     """Run the draft over ``pieces``, at most one per request.
 
     Args:
@@ -73,30 +86,44 @@ def draft_extend(
         batch: the ``ScheduleBatch`` that the pieces' requests are in; left unchanged.
         slots, hidden, tokens: of the pieces' positions, end to end: KV slots int64 ``[n]``, the target's hidden states
             ``[n, width]`` (None if the draft reads none), and the tokens *after* the positions, int64 ``[n]``.
-        with_logits: False only fills the cache: a complete model's head costs as much as several of its layers.
+        drafts: False only fills the cache: a complete model's head costs as much as several of its layers.
 
     Returns:
-        SGLang's ``LogitsProcessorOutput`` with the logits of each piece's last position, and its state if it has one;
-        empty without logits.
+        What is drafted from each piece's last position, or None.
     """
-    from sglang.srt.layers.logits_processor import autotune_dummy_run_mode
-    from sglang.srt.layers.moe.utils import speculative_moe_a2a_backend_context, speculative_moe_backend_context
-    from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
     from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
 
     info = EagleDraftExtendInput(hidden_states=hidden, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1)
     sub = _sub_batch(batch, pieces, slots, tokens, info)
-    if not with_logits:
-        # Or drafts would be drawn from logits that are not there.
+    if draft_worker.device == "cpu":
+        from sglang_nightjar.cpu import eagle3_draft
+
+        ours = eagle3_draft.of(draft_worker, sub)
+        if ours is not None and hidden is not None:
+            return ours.read(sub, tokens, hidden, drafts)
+    return through_model_runner(draft_worker, sub, drafts)
+
+
+def through_model_runner(draft_worker: Any, sub: Any, drafts: bool) -> FirstDrafts | None:
+    """`draft_extend` on SGLang's own path: by what ``sub``, a ``ScheduleBatch``, extends its requests."""
+    from sglang.srt.layers.logits_processor import autotune_dummy_run_mode
+    from sglang.srt.layers.moe.utils import speculative_moe_a2a_backend_context, speculative_moe_backend_context
+    from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+
+    if not drafts:
+        # Or they would be drawn from logits that are not there.
         sub.sampling_info = None
+    capture = CaptureHiddenMode.NULL if sub.spec_info.hidden_states is None else CaptureHiddenMode.LAST
     with (
         draft_worker.draft_tp_context(draft_worker.draft_runner.tp_group),
         speculative_moe_backend_context(),
         speculative_moe_a2a_backend_context(),
-        contextlib.nullcontext() if with_logits else autotune_dummy_run_mode(),
+        contextlib.nullcontext() if drafts else autotune_dummy_run_mode(),
     ):
-        capture = CaptureHiddenMode.NULL if hidden is None else CaptureHiddenMode.LAST
-        return _forward(draft_worker.draft_runner, sub, capture)
+        output = _forward(draft_worker.draft_runner, sub, capture)
+    if not drafts:
+        return None
+    return FirstDrafts(torch.argmax(output.next_token_logits, dim=-1, keepdim=True), output.hidden_states)
 
 
 def target_states(target_runner: Any, batch: Any, piece: Piece, tokens: torch.Tensor) -> torch.Tensor:
