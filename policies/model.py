@@ -8,7 +8,8 @@ From there:
 - It explores where a γ may be better than the best one looks, the one first whose chance costs least, for a few
   iterations, at the batch size at hand (`core.exploration`). ``explore`` bounds the share of iterations; nothing is
   explored while the objective is missed, while requests are being retracted, or while KV is short.
-- The draft comes back when what was forgone without it has come to what catching up costs (`core.draft_return`).
+- The draft comes back when what was forgone without it has come to what catching up costs, and at once at batch sizes
+  where a few iterations pay for it (`core.draft_return`).
 - Under KV pressure γ is held so low that an iteration's drafts fit, and where γ is 0, for that or any other reason, the
   draft gives its memory up (`core.offload_rule`).
 
@@ -142,7 +143,7 @@ class Model(Policy):
         if changed or stale:
             self._replan(scheduler)
         if scheduler.exploration.trial is None and self._may_explore(scheduler, record):
-            price = scheduler.draft.cost_ns(record, scheduler.hello)
+            price = scheduler.draft.cost_ns(size, scheduler.hello)
             scheduler.exploration.consider(pool, index, scheduler.plan[index], record, price)
         return self._tell(scheduler, record.gamma, index)
 
@@ -244,7 +245,8 @@ class Model(Policy):
     def _ranges(self, scheduler: _Scheduler) -> gammas.Ranges:
         candidates, columns = scheduler.hello.candidates, scheduler.plan
         if not scheduler.draft.is_due:
-            columns = [0] * len(columns)
+            returns = (scheduler.draft.pays_soon(index, scheduler.hello) for index in range(len(columns)))
+            columns = [column if returns else 0 for column, returns in zip(columns, returns, strict=True)]
         trial = scheduler.exploration.trial
         if trial is not None:
             columns = [trial.column if trial.covers(index) else column for index, column in enumerate(columns)]
