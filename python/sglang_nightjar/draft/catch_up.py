@@ -44,7 +44,7 @@ class Pace:
 
 ON_GPU, ON_CPU = Pace(256), Pace(32)
 #: Where keys and values are all that the draft computes of a position, a third of its layer and no attention.
-KEYS_AND_VALUES = Pace(256, recompute_weight=64)
+KEYS_AND_VALUES = Pace(128, recompute_weight=32)
 #: With a draft that is not small a position costs more, and an iteration fills fewer, for each request down to this.
 _TOKENS_PER_REQUEST_OF_A_LARGE_DRAFT = 2
 
