@@ -245,8 +245,8 @@ class Model(Policy):
     def _ranges(self, scheduler: _Scheduler) -> gammas.Ranges:
         candidates, columns = scheduler.hello.candidates, scheduler.plan
         if not scheduler.draft.is_due:
-            returns = (scheduler.draft.pays_soon(index, scheduler.hello) for index in range(len(columns)))
-            columns = [column if returns else 0 for column, returns in zip(columns, returns, strict=True)]
+            pays_soon, hello = scheduler.draft.pays_soon, scheduler.hello
+            columns = [column if pays_soon(index, hello) else 0 for index, column in enumerate(columns)]
         trial = scheduler.exploration.trial
         if trial is not None:
             columns = [trial.column if trial.covers(index) else column for index, column in enumerate(columns)]

@@ -5,8 +5,8 @@ logits processor; with one request that takes as long as the passes themselves. 
 verified position, accepted or not, and multiplies all of them with the head, though one row of each request is used.
 Here the passes follow each other directly, read what was accepted, and ask the head about the last of it. Of a prompt,
 or of what it missed at γ=0, a draft of one layer needs keys and values alone, but for the last token, whose state it
-drafts from. The kernels are
-the same and a row's result does not depend on how many are computed with it, so the drafts are the same, bit by bit.
+drafts from. The kernels are the same and a row's result does not depend on how many are computed with it, so the drafts
+are the same, bit by bit.
 """
 
 import logging
