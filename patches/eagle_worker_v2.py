@@ -13,6 +13,7 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+from sglang_nightjar.cpu import trim
 from sglang_nightjar.draft import plain_decode, upkeep
 from sglang_nightjar.patches.seams import Seam
 
@@ -106,7 +107,10 @@ def _on_cpu(worker: Any, batch: Any) -> Any:
         return None
     from sglang_nightjar.cpu import eagle3_draft
 
-    return eagle3_draft.of(worker, batch)
+    found = eagle3_draft.of(worker, batch)
+    if found is not None:
+        found.trims = upkeep.current is not None and upkeep.current.trims
+    return found
 
 
 def note_skipped(original: Callable[..., None], worker: Any, batch: Any, result: Any) -> None:
@@ -130,7 +134,10 @@ def decode_plainly(
     original: Callable[..., Any], verify_input: Any, req_to_token_pool: Any, batch: Any, target_worker: Any
 ) -> Any:
     if upkeep.current is None or not plain_decode.is_possible(verify_input, req_to_token_pool, batch, target_worker):
-        return original(verify_input, req_to_token_pool, batch, target_worker)
+        forward_batch, runs_a_graph = original(verify_input, req_to_token_pool, batch, target_worker)
+        if (kept := trim.kept_of(verify_input)) is not None:
+            trim.shrink(forward_batch, kept)
+        return forward_batch, runs_a_graph
     return plain_decode.prepare(verify_input, req_to_token_pool, batch, target_worker)
 
 

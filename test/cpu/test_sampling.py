@@ -131,7 +131,9 @@ def speculate(
     slots = torch.arange(batch)
     noise.dice.roll(slots)
     positions = torch.arange(width).repeat(batch)
-    drawn = chain_sampling.draw_targets(NEXT[chain].flatten(0, 1), settings, width, positions, slots)
+    drawn = chain_sampling.draw_targets(
+        NEXT[chain].flatten(0, 1), settings, slots.repeat_interleave(width), positions, slots
+    )
     predicts = torch.zeros(batch * width, dtype=torch.int32)
     index = torch.zeros(batch, width, dtype=torch.int32)
     accepted = torch.zeros(batch, dtype=torch.int32)
@@ -184,8 +186,22 @@ def test_logits_are_left_alone():
     logits = torch.randn(6, VOCAB)
     before = logits.clone()
     settings = info(2, temperature=0.5, top_p=0.8)
-    chain_sampling.draw_targets(logits, settings, 3, torch.arange(3).repeat(2), torch.arange(2))
+    chain_sampling.draw_targets(
+        logits, settings, torch.arange(2).repeat_interleave(3), torch.arange(3).repeat(2), torch.arange(2)
+    )
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_p": 0.9}, {"min_p": 0.2, "top_k": [1, 3, 9]}])
+def test_rows_that_are_left_out_change_nothing_for_the_others(settings):
+    """A draft that is not verified now is drawn for in the next step, with the same dice."""
+    torch.manual_seed(4)
+    logits, positions, slots = torch.randn(12, VOCAB), torch.arange(4).repeat(3), torch.arange(3)
+    noise.dice.roll(slots)
+    owners, rows = slots.repeat_interleave(4), torch.tensor([0, 1, 4, 8, 9, 10])
+    every = chain_sampling.draw_targets(logits, info(3, **settings), owners, positions, slots)
+    some = chain_sampling.draw_targets(logits[rows], info(3, **settings), owners[rows], positions[rows], slots)
+    assert torch.equal(some, every[rows])
 
 
 def draw_and_verify(target: torch.Tensor, draft: torch.Tensor, vocabulary: torch.Tensor, settings: SimpleNamespace):
@@ -197,7 +213,7 @@ def draw_and_verify(target: torch.Tensor, draft: torch.Tensor, vocabulary: torch
     drafts = vocabulary[logits.argmax(-1)]
     rows = target.repeat(2 * DRAWS, 1)
     positions = torch.tensor([5, 6]).repeat(DRAWS)
-    drawn = chain_sampling.draw_targets(rows, settings, 2, positions, slots).view(DRAWS, 2)
+    drawn = chain_sampling.draw_targets(rows, settings, slots.repeat_interleave(2), positions, slots).view(DRAWS, 2)
     return drafts, drawn
 
 

@@ -4,6 +4,7 @@ from itertools import cycle
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from helpers.one_scheduler import OneScheduler
 
@@ -12,7 +13,38 @@ PROMPTS = [list(range(100 + 7 * i, 140 + 9 * i)) for i in range(6)]
 
 def all_scenes(target: str, draft: str) -> dict[str, Any]:
     one = OneScheduler(target, draft, chunked_prefill_size=64)
-    return {"compared": both_paths(one), "runs": without(one)}
+    return {"compared": both_paths(one), "trimmed": trimmed(one), "runs": without(one)}
+
+
+def trimmed(one: OneScheduler) -> dict[str, Any]:
+    """Greedy requests beside sampled ones, as they come and go: all drafts verified, and only those that pay where each
+    row is dear. Greedy texts, and how many rows there were and how many were left."""
+    from sglang_nightjar.cpu import trim
+
+    rows, keep = [], trim.keep
+
+    def dear(chances: torch.Tensor, times: trim.PassTimes) -> trim.Kept | None:
+        kept = keep(chances, times)
+        every = chances.shape[0] * (chances.shape[1] + 1)
+        rows.append((every, every if kept is None else len(kept.rows)))
+        return kept
+
+    worker = one.scheduler.draft_worker.draft_worker
+    measured = worker.nightjar_eagle3._times
+    worker.nightjar_eagle3._times = SimpleNamespace(
+        ns=lambda first, last: np.arange(first, last + 1) + 4.0, note=lambda ns, rows: None
+    )
+    trim.keep, texts = dear, {}
+    for one.trim in (False, True):
+        one.forget()
+        for index, ids in enumerate(PROMPTS):
+            one.add(f"{one.trim}{index}", ids, 20 + 5 * index, temperature=0.8 if index % 3 == 2 else 0)
+        one.run(cycle([3, 3, 1, 5, 0, 0, 2]))
+        texts[one.trim] = [one.output(f"{one.trim}{index}") for index in range(len(PROMPTS)) if index % 3 != 2]
+    trim.keep, one.trim = keep, False
+    worker.nightjar_eagle3._times = measured
+    every, left = (sum(column) for column in zip(*rows, strict=True))
+    return {"texts": texts, "rows": every, "left": left, "measured": measured.ns(1, 100).tolist()}
 
 
 def both_paths(one: OneScheduler) -> dict[str, Any]:

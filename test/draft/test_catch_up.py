@@ -103,7 +103,7 @@ class Scene:
             return None
         first = torch.tensor([[10 + piece.index] for piece in pieces])
         last = torch.tensor([[float(piece.last)] * WIDTH for piece in pieces])
-        return FirstDrafts(first, None if self.standalone else last)
+        return FirstDrafts(first, torch.ones(len(pieces), 1), None if self.standalone else last)
 
     def _states(self, runner: Any, batch: Any, piece: Piece, tokens: Any) -> torch.Tensor:
         row = piece.index + 1

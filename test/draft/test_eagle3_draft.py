@@ -26,6 +26,13 @@ def test_drafts_states_and_cache_are_sglangs_bit_by_bit(scenes: dict[str, Any]) 
     assert compared["caught up"] > compared["first drafts"] > 1
 
 
+def test_texts_are_the_same_where_drafts_that_do_not_pay_are_left_out(scenes: dict[str, Any]) -> None:
+    found = scenes["trimmed"]
+    assert found["texts"][True] == found["texts"][False]
+    assert 0.3 < found["left"] / found["rows"] < 0.95
+    assert sorted(found["measured"]) == found["measured"] and found["measured"][0] > 1000
+
+
 def test_the_draft_does_without_its_model_runner(scenes: dict[str, Any]) -> None:
     runs = scenes["runs"]
     assert runs["ours"]["modes"] == []

@@ -49,7 +49,7 @@ class OneScheduler:
     """Attributes:
     scheduler: SGLang's.
     upkeep: ours.
-    gamma: γ that the next iteration shall have.
+    gamma, trim: γ that the next iteration shall have, and whether drafts that don't pay are left out.
     used: γ that each decode iteration had.
     seconds: how long each of them took.
     verified: by request, (tokens that it had, draft tokens accepted) of each iteration with drafts.
@@ -103,7 +103,7 @@ class OneScheduler:
 
         self.upkeep = upkeep.current
         self.agent = scheduler_agent.current
-        self.gamma = 0
+        self.gamma, self.trim = 0, False
         self._strict = strict
         self.used: list[int] = []
         self.seconds: list[float] = []
@@ -147,8 +147,10 @@ class OneScheduler:
         scheduler = self.scheduler
         if gamma is not None:
             self.gamma = gamma
-        if self.agent is not None and self.agent.selector.decision.gammas != ((1, None, self.gamma),):
-            self.agent.selector.decide(Decision(((1, None, self.gamma),), "policy", 1, "test", "test", 0))
+        if self.agent is not None:
+            wanted = Decision(((1, None, self.gamma),), "policy", 1, "test", "test", 0, trim=self.trim)
+            if self.agent.selector.decision != wanted:
+                self.agent.selector.decide(wanted)
         started = time.perf_counter()
         plan = scheduler.get_next_batch_to_run(running_batch=scheduler.running_batch, last_batch=scheduler.last_batch)
         scheduler.running_batch = plan.running_batch

@@ -23,6 +23,7 @@ def make_plan(gamma: int | None = None, **changes: Any) -> Plan:
         "policy_version": "1",
         "gammas": constant(0 if gamma is None else gamma),
         "residency": "device",
+        "trim": False,
         "reason": "a test",
         "valid_for_ms": 60_000,
     }

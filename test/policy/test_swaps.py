@@ -104,7 +104,7 @@ class TestConfig:
         assert said in error
         assert said in process.said()
         assert agent.plan().gamma_for(1) == 3
-        assert agent.ask("policy_get").body["params"] == {"gamma": 3}
+        assert agent.ask("policy_get").body["params"]["gamma"] == 3
         self.save(process, "policy: {name: off}\n")
         agent.plan(20, lambda plan: plan.policy == "off")
         assert self.error(agent) == ""

@@ -28,6 +28,7 @@ class Decision:
         received_ns: the first rank's monotonic clock when it took the plan over.
         residency: where the plan wants the draft, ``device`` or ``host``.
         cause: the reason in one word: PLAN, NONE_YET, GONE, SILENT or EXPIRED.
+        trim: as in `core.messages.Plan`.
     """
 
     gammas: Ranges
@@ -38,6 +39,7 @@ class Decision:
     received_ns: int
     residency: str = "device"
     cause: str = PLAN
+    trim: bool = False
 
     def gamma_for(self, batch_size: int) -> int:
         """γ for ``batch_size`` requests."""
@@ -51,4 +53,4 @@ def fallback(gamma: int, reason: str, now_ns: int, cause: str = NONE_YET) -> Dec
 
 def from_plan(plan: Plan, now_ns: int) -> Decision:
     """What ``plan`` says, taken over now."""
-    return Decision(plan.gammas, POLICY, plan.plan_id, plan.policy, plan.reason, now_ns, plan.residency)
+    return Decision(plan.gammas, POLICY, plan.plan_id, plan.policy, plan.reason, now_ns, plan.residency, trim=plan.trim)

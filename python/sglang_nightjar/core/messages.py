@@ -198,6 +198,7 @@ class Plan:
         reason: one line for people.
         valid_for_ms: from its receipt; without a new or repeated plan until then, the agent falls back.
         echo_ns: ``at_ns`` of the telemetry record that this answers, to measure the round trip; 0 is none.
+        trim: where the scheduler can, drafts that are too unlikely to pay for their verification are left out of it.
     """
 
     plan_id: int
@@ -208,6 +209,7 @@ class Plan:
     reason: str
     valid_for_ms: int
     echo_ns: int = 0
+    trim: bool = False
 
     def gamma_for(self, batch_size: int) -> int:
         """γ for ``batch_size`` requests."""

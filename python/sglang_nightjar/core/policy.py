@@ -25,11 +25,13 @@ class Decision:
         gammas: γ by batch size, as in `Plan`; every γ is one of the scheduler's candidates.
         reason: why, in one printable line.
         residency: ``device`` or ``host``, as in `Plan`.
+        trim: as in `Plan`.
     """
 
     gammas: Ranges
     reason: str
     residency: str = "device"
+    trim: bool = False
 
     def gamma_for(self, batch_size: int) -> int:
         """γ for ``batch_size`` requests."""
@@ -96,6 +98,8 @@ def check(decision: object, candidates: tuple[int, ...]) -> str | None:
         return f"γ {strange} is not among the candidates {list(candidates)}"
     if decision.residency not in ("device", "host"):
         return f"residency must be device or host, not {_show(decision.residency)}"
+    if type(decision.trim) is not bool:
+        return f"trim must be true or false, not {_show(decision.trim)}"
     reason = decision.reason
     if not isinstance(reason, str) or len(reason) > MAX_TEXT or not reason.isprintable():
         return f"reason must be one printable line of at most {MAX_TEXT} characters, not {_show(reason)}"

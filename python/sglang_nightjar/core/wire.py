@@ -269,6 +269,7 @@ _TYPES: dict[str, tuple[Any, dict[str, Callable[[str, Any], Any]]]] = {
             "reason": _text,
             "valid_for_ms": _between(1, 86_400_000),
             "echo_ns": _int,
+            "trim": _bool,
         },
     ),
     "ack": (Ack, {**_SENDER, "plan_id": _int, "iteration": _int, "refused": _text}),

@@ -13,7 +13,7 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from sglang.srt.runtime_context import get_spec
 
-from sglang_nightjar.cpu import kernels, reference_attention
+from sglang_nightjar.cpu import kernels, reference_attention, trim
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def describe_batch(forward_batch: Any, req_to_token: torch.Tensor) -> AttentionB
         spec_info = forward_batch.spec_info
         if spec_info.tree_topk != 1:
             raise NotImplementedError("the CPU engine verifies chains only: start with --speculative-eagle-topk 1")
-        width = spec_info.draft_token_num
-        seq_lens = seq_lens + width
-        extend_lens = torch.full_like(seq_lens, width)
+        kept = trim.kept_of(spec_info)
+        extend_lens = torch.full_like(seq_lens, spec_info.draft_token_num) if kept is None else kept.lengths
+        seq_lens = seq_lens + extend_lens
     elif not forward_batch.forward_mode.is_decode_or_idle():
         extend_lens = forward_batch.extend_seq_lens.to(torch.int64)
     return AttentionBatch(req_to_token, forward_batch.req_pool_indices.to(torch.int64), seq_lens, extend_lens)

@@ -31,23 +31,23 @@ def temperatures_of(sampling_info: Any) -> torch.Tensor:
 
 
 def draw_targets(
-    logits: torch.Tensor, sampling_info: Any, width: int, positions: torch.Tensor, slots: torch.Tensor
+    logits: torch.Tensor, sampling_info: Any, owners: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor
 ) -> torch.Tensor:
     """One token from the target's distribution at every position of every chain.
 
     Args:
-        logits: float32 ``[batch * width, vocab]``, penalties, bias and grammar applied; left unchanged.
+        logits: float32 ``[rows, vocab]``, penalties, bias and grammar applied; left unchanged.
         sampling_info: SGLang's ``SamplingBatchInfo`` of the batch.
-        width: positions of a chain, the bonus token's included.
-        positions: int64 ``[batch * width]``, the position of each row's input token.
+        owners: int64 ``[rows]``, the index of each row's request.
+        positions: int64 ``[rows]``, the position of each row's input token.
         slots: int64 ``[batch]``, the requests' rows in ``req_to_token``.
 
     Returns:
-        int64 ``[batch * width]``.
+        int64 ``[rows]``.
     """
 
     def per_row(value: torch.Tensor) -> torch.Tensor:
-        return torch.repeat_interleave(value, width, dim=0)
+        return value[owners]
 
     info = sampling_info
     if info.sampling_seed is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sglang_nightjar.cpu import chain_sampling, kernels
+from sglang_nightjar.cpu import chain_sampling, kernels, trim
 from sglang_nightjar.cpu.penalty_states import PenaltyStates
 from sglang_nightjar.cpu.spec_ops import leading_matches, write_accepted_chain
 
@@ -60,6 +60,19 @@ def adjust_logits(
     return states
 
 
+def can_leave_rows_out(batch: Any) -> bool:
+    """Whether a ``ScheduleBatch`` can be verified in part: what changes logits, or tells them, wants every row."""
+    info = batch.sampling_info
+    penalizers = penalizers_of(info) or info.penalizer_orchestrator
+    return not (
+        batch.return_logprob
+        or batch.has_grammar
+        or info.logit_bias is not None
+        or info.has_custom_logit_processor
+        or (penalizers is not None and penalizers.is_required)
+    )
+
+
 def verify_chain(
     verify_input: Any, batch: Any, logits_output: Any, grammar_mask: Any = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -73,12 +86,11 @@ def verify_chain(
     logits, info = logits_output.next_token_logits, batch.sampling_info
     size, width = len(batch.seq_lens), verify_input.draft_token_num
     candidates = verify_input.draft_token.view(size, width)
+    kept = trim.kept_of(verify_input)
+    if kept is not None:
+        return _verify_kept(kept, verify_input, batch, logits_output, candidates)
     states = adjust_logits(logits, candidates, info, grammar_mask)
-    if info.is_all_greedy:
-        tokens = argmax(logits)
-    else:
-        slots = batch.req_pool_indices
-        tokens = chain_sampling.draw_targets(logits, info, width, verify_input.positions, slots)
+    tokens = _draw(logits, verify_input, batch)
     if width == 1:
         # γ=0: nothing was drafted, so every token counts.
         if states is not None:
@@ -88,6 +100,43 @@ def verify_chain(
     accepted = leading_matches(candidates, tokens)
     if states is not None:
         states.keep(accepted)
+    return _verdict(tokens, accepted)
+
+
+def _draw(logits: torch.Tensor, verify_input: Any, batch: Any, kept: trim.Kept | None = None) -> torch.Tensor:
+    """The target's own tokens, int64 ``[rows]``."""
+    if batch.sampling_info.is_all_greedy:
+        return argmax(logits)
+    positions, slots = verify_input.positions, batch.req_pool_indices
+    if kept is None:
+        owners = torch.arange(len(slots)).repeat_interleave(verify_input.draft_token_num)
+    else:
+        owners, positions = kept.owners, positions[kept.rows]
+    return chain_sampling.draw_targets(logits, batch.sampling_info, owners, positions, slots)
+
+
+def _verify_kept(
+    kept: trim.Kept, verify_input: Any, batch: Any, logits_output: Any, candidates: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`verify_chain` of chains that were cut short: a draft that was not verified is not accepted.
+
+    Gives ``logits_output.hidden_states`` ``[kept, width]`` the rows that are missing, as zeros.
+    """
+    size, width = candidates.shape
+    logits = logits_output.next_token_logits
+    adjust_logits(logits, candidates, batch.sampling_info, None)
+    tokens = torch.zeros(size * width, dtype=torch.int64)
+    tokens[kept.rows] = _draw(logits, verify_input, batch, kept)
+    states = logits_output.hidden_states
+    if states is not None:
+        logits_output.hidden_states = states.new_zeros(size * width, states.shape[1])
+        logits_output.hidden_states[kept.rows] = states
+    tokens = tokens.view(size, width)
+    return _verdict(tokens, torch.minimum(leading_matches(candidates, tokens), kept.lengths - 1))
+
+
+def _verdict(tokens: torch.Tensor, accepted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    size, width = tokens.shape
     predicted = torch.empty(size * width, dtype=torch.int32)
     accept_index = torch.empty(size, width, dtype=torch.int32)
     count = torch.empty(size, dtype=torch.int32)

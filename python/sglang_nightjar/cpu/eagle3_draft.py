@@ -10,11 +10,12 @@ are the same, bit by bit.
 """
 
 import logging
+import time
 from typing import Any
 
 import torch
 
-from sglang_nightjar.cpu import chain_sampling, chain_verify, llama_stack, packed_linear
+from sglang_nightjar.cpu import chain_sampling, chain_verify, llama_stack, packed_linear, trim
 from sglang_nightjar.cpu.attention_backend import AttentionBatch
 from sglang_nightjar.cpu.llama_stack import LlamaStack
 from sglang_nightjar.draft import inputs
@@ -124,6 +125,7 @@ class Eagle3Draft:
 
     Attributes:
         needs_last_alone: of positions that it reads but the last it needs keys and values, no more.
+        trims: only those drafts are verified that pay (`cpu.trim`).
     """
 
     def __init__(self, worker: Any, stack: LlamaStack):
@@ -131,6 +133,10 @@ class Eagle3Draft:
         self._model = worker.draft_runner.model
         self._stack = stack
         self._vocabulary = self._model.config.draft_vocab_size
+        self.trims = False
+        # When the last verification began, if the next one follows it at once, and its rows.
+        self._verified: tuple[int, int] | None = None
+        self._times = _pass_times(worker)
         # Further layers read every row of the one before.
         self.needs_last_alone = len(self._model.model.layers) == 1
 
@@ -145,7 +151,7 @@ class Eagle3Draft:
 
         first = self.read(batch, inputs.tokens_after_prompts(batch, next_tokens), hidden)
         return EagleDraftInput(
-            topk_p=torch.ones_like(first.drafts, dtype=torch.float32),
+            topk_p=first.chances,
             topk_index=first.drafts,
             hidden_states=first.states,
             bonus_tokens=next_tokens,
@@ -160,6 +166,7 @@ class Eagle3Draft:
         ``tokens`` int64 ``[positions]`` are those after the positions, ``hidden`` the target's states at them,
         ``[positions, aux * hidden]``.
         """
+        self._verified = None
         model, pool = self._model.model, self._worker.draft_runner.token_to_kv_pool
         prefixes, extends = torch.tensor(batch.prefix_lens), torch.tensor(batch.extend_lens)
         ends = extends.cumsum(0)
@@ -178,19 +185,25 @@ class Eagle3Draft:
         states, carried = run_layers_on(model, self._stack, residual, first_input, positions, slots, seen, pool)
         if not drafts:
             return None
-        return FirstDrafts(self._draw(states[last], batch.sampling_info, positions[last], rows), carried[last])
+        drawn, chances = self._draw(states[last], batch.sampling_info, positions[last], rows)
+        return FirstDrafts(drawn, chances, carried[last])
 
     def verify_input(self, batch: Any) -> Any:
         """In the place of ``EagleDraftWorker.draft``: an ``EagleVerifyInput`` with each request's chain."""
         from sglang.srt.speculative.eagle_worker_v2 import build_eagle_verify_input
 
         worker, size = self._worker, len(batch.seq_lens)
-        return build_eagle_verify_input(
+        began, before = time.perf_counter_ns(), self._verified
+        if before is not None and self._times is not None:
+            self._times.note(began - before[0], before[1])
+        self._verified = None
+        drafts, chances = self._chain(batch)
+        verify_input = build_eagle_verify_input(
             batch,
             batch.spec_info,
             worker._topk1_parents_prealloc[:size],
             worker._topk1_score_indices_prealloc[:size],
-            self._chain(batch),
+            drafts,
             None,
             target_worker=worker.target_worker,
             topk=worker.topk,
@@ -199,6 +212,11 @@ class Eagle3Draft:
             tree_mask_mode=worker.tree_mask_mode,
             device=worker.device,
         )
+        if self.trims and self._times is not None and chain_verify.can_leave_rows_out(batch):
+            kept = trim.keep(chances, self._times)
+            setattr(verify_input, trim.KEPT, kept)
+            self._verified = began, drafts.numel() + size if kept is None else len(kept.rows)
+        return verify_input
 
     def read_accepted(self, batch: Any, result: Any) -> None:
         """In the place of ``EagleDraftWorker._draft_extend_for_decode``: fills the draft's cache for what was accepted,
@@ -216,27 +234,28 @@ class Eagle3Draft:
             AttentionBatch(table, rows, batch.seq_lens.to(torch.int64) + accepted, accepted),
         )
         last = accepted.cumsum(0) - 1
-        drawn = self._draw(states[last], batch.sampling_info, positions[last], rows)
         following = result.next_draft_input
-        following.topk_index = drawn
-        following.topk_p = torch.ones_like(drawn, dtype=torch.float32)
+        following.topk_index, following.topk_p = self._draw(states[last], batch.sampling_info, positions[last], rows)
         following.hidden_states = carried[last]
 
-    def _chain(self, batch: Any) -> torch.Tensor:
-        """Each request's drafts: int64 ``[batch, γ]``, the first of which the last iteration has drawn."""
+    def _chain(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each request's drafts, int64 ``[batch, γ]``, the first of which the last iteration has drawn; and how likely
+        each is to be accepted, float32 ``[batch, γ]``."""
         steps = self._worker.speculative_num_steps
         rows, lens = batch.req_pool_indices.to(torch.int64), batch.seq_lens.to(torch.int64)
         table = batch.req_to_token_pool.req_to_token
         slots = table[rows[:, None], lens[:, None] + torch.arange(steps)].to(torch.int64)
         hidden, tokens = batch.spec_info.hidden_states, self._target_ids(batch.spec_info.topk_index)
-        chain = [tokens]
+        chain, chances = [tokens], [batch.spec_info.topk_p]
         for step in range(steps - 1):
             positions = lens + step
             seen = AttentionBatch(table, rows, positions + 1, None)
             states, hidden = self._run(tokens.flatten(), positions, slots[:, step].contiguous(), hidden, seen)
-            tokens = self._target_ids(self._draw(states, batch.sampling_info, positions, rows))
+            drawn, chance = self._draw(states, batch.sampling_info, positions, rows)
+            tokens = self._target_ids(drawn)
             chain.append(tokens)
-        return torch.cat(chain, dim=1)
+            chances.append(chance)
+        return torch.cat(chain, dim=1), torch.cat(chances, dim=1)
 
     def _run(
         self,
@@ -259,11 +278,16 @@ class Eagle3Draft:
 
     def _draw(
         self, states: torch.Tensor, sampling_info: Any, positions: torch.Tensor, rows: torch.Tensor
-    ) -> torch.Tensor:
-        """The draft's own ids int64 ``[batch, 1]``, from one state of each request ``[batch, hidden]``."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """From one state of each request ``[batch, hidden]``: the draft's own ids int64 ``[batch, 1]``, and the
+        probability that it gives each, float32 ``[batch, 1]`` (1 where nobody asks)."""
         logits = packed_linear.packed(self._model.lm_head.weight).linear(states)[:, : self._vocabulary].contiguous()
+        without_noise = logits.clone() if self.trims and not sampling_info.is_all_greedy else logits
         chain_sampling.draw_drafts_(logits, sampling_info, positions, rows, self._worker.hot_token_id)
-        return chain_verify.argmax(logits)[:, None]
+        drawn = chain_verify.argmax(logits)[:, None]
+        if not self.trims:
+            return drawn, torch.ones_like(drawn, dtype=torch.float32)
+        return drawn, (without_noise.gather(1, drawn) - without_noise.logsumexp(1, keepdim=True)).exp()
 
     def _target_ids(self, drawn: torch.Tensor) -> torch.Tensor:
         ids = self._worker.hot_token_id
@@ -289,6 +313,25 @@ def draft_of(worker: Any) -> Eagle3Draft | None:
         found = None if stack is None else Eagle3Draft(worker, stack)
         worker.nightjar_eagle3 = found
     return found
+
+
+def _pass_times(worker: Any) -> trim.PassTimes | None:
+    """Those of the target, measured now, on rows of noise that go to the padding slot; None where nobody may trim."""
+    runner = worker.target_worker.model_runner
+    model, pool = runner.model.model, runner.token_to_kv_pool
+    stack = llama_stack.stack_of(model, model.layers, [layer.input_layernorm for layer in model.layers])
+    # Ranks would find other times, and so other shapes.
+    if stack is None or not llama_stack.usable_pool(pool) or worker.server_args.tp_size > 1:
+        return None
+    head, table = packed_linear.packed(runner.model.lm_head.weight), runner.req_to_token_pool.req_to_token
+
+    def run(rows: int) -> None:
+        nowhere = torch.zeros(rows, dtype=torch.int64)
+        residual = torch.randn(rows, runner.model_config.hidden_size)
+        stack.forward(residual, nowhere, nowhere, AttentionBatch(table, nowhere, nowhere + 1, None), pool)
+        head.linear(residual)
+
+    return trim.PassTimes(run)
 
 
 def why_not(worker: Any) -> str:

@@ -224,8 +224,8 @@ def _start_drafting_from(draft_input: Any, indices: list[int], ended: list[int],
     to_rows = torch.tensor(indices, device=draft_input.topk_index.device)
     drafts = first.drafts[from_rows]
     draft_input.topk_index = draft_input.topk_index.index_copy(0, to_rows, drafts.to(draft_input.topk_index.dtype))
-    ones = torch.ones_like(drafts, dtype=draft_input.topk_p.dtype)
-    draft_input.topk_p = draft_input.topk_p.index_copy(0, to_rows, ones)
+    chances = first.chances[from_rows].to(draft_input.topk_p.dtype)
+    draft_input.topk_p = draft_input.topk_p.index_copy(0, to_rows, chances)
     if first.states is not None:
         states = first.states[from_rows].to(draft_input.hidden_states.dtype)
         draft_input.hidden_states = draft_input.hidden_states.index_copy(0, to_rows, states)

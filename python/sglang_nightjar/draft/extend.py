@@ -57,10 +57,12 @@ class FirstDrafts:
 
     Attributes:
         drafts: the draft's own ids, int64 ``[requests, 1]``.
+        chances: how likely each is to be accepted, float32 ``[requests, 1]``; 1 where that is not known.
         states: its states to carry on, ``[requests, hidden]``; None of a draft that has none beside its cache.
     """
 
     drafts: torch.Tensor
+    chances: torch.Tensor
     states: torch.Tensor | None
 
 
@@ -123,7 +125,8 @@ def through_model_runner(draft_worker: Any, sub: Any, drafts: bool) -> FirstDraf
         output = _forward(draft_worker.draft_runner, sub, capture)
     if not drafts:
         return None
-    return FirstDrafts(torch.argmax(output.next_token_logits, dim=-1, keepdim=True), output.hidden_states)
+    drafts = torch.argmax(output.next_token_logits, dim=-1, keepdim=True)
+    return FirstDrafts(drafts, torch.ones_like(drafts, dtype=torch.float32), output.hidden_states)
 
 
 def target_states(target_runner: Any, batch: Any, piece: Piece, tokens: torch.Tensor) -> torch.Tensor:

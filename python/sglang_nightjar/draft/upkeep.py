@@ -108,6 +108,11 @@ class Upkeep:
         wanted = self._selector.decision.gamma_for(max(1, len(batch.reqs)))
         self._selector.held = wanted > 0 and (self.reserve.gamma < wanted or not self._ready(batch, wanted))
 
+    @property
+    def trims(self) -> bool:
+        """The decision in force lets drafts go unverified that don't pay."""
+        return self._selector.decision.trim
+
     def settle_reserve(self, batch: Any, fits: Callable[[], bool]) -> bool:
         """Before a decode batch gets its slots: whether there are enough, which ``fits`` says for `Reserve.gamma`."""
         return self.reserve.settle(len(batch.reqs), self.available, fits)

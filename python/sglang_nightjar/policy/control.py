@@ -138,6 +138,7 @@ class Control:
                 "plan_id": plan_id,
                 "gammas": verdict.gammas,
                 "residency": verdict.residency,
+                "trim": verdict.trim,
                 "reason": verdict.reason,
                 "batch_size": verdict.batch_size,
                 "gamma": verdict.gamma,

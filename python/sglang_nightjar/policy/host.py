@@ -32,6 +32,7 @@ class Verdict:
     sender: str
     gammas: tuple[tuple[int, int | None, int], ...]
     residency: str
+    trim: bool
     reason: str
     at_ns: int
     batch_size: int | None

@@ -70,18 +70,28 @@ class Outbox:
     def note_shadow(self, host: Host, verdicts: Iterable[Verdict]) -> None:
         """Record what a shadow would have done."""
         for verdict in verdicts:
-            plan = Plan(0, host.name, host.version, verdict.gammas, verdict.residency, verdict.reason, 1, verdict.at_ns)
-            self._note(verdict, plan, shadow=True)
+            self._note(verdict, dataclasses.replace(self._made(0, host, verdict), echo_ns=verdict.at_ns), shadow=True)
 
     def _plan(self, sender: Sender, host: Host, verdict: Verdict, now: float) -> None:
-        wanted = (host.name, host.version, verdict.gammas, verdict.residency)
-        plan = sender.plan
-        if plan is None or (plan.policy, plan.policy_version, plan.gammas, plan.residency) != wanted:
+        plan, new = sender.plan, self._made(self._plan_id + 1, host, verdict)
+        if plan is None or _what_it_says(plan) != _what_it_says(new):
             self._plan_id += 1
-            plan = sender.plan = Plan(self._plan_id, *wanted, verdict.reason, self._valid_for_ms)
+            plan = sender.plan = new
             self._counters["plans"] += 1
             self._note(verdict, plan, shadow=False)
         self._send_plan(sender, plan, verdict.at_ns, now)
+
+    def _made(self, plan_id: int, host: Host, verdict: Verdict) -> Plan:
+        return Plan(
+            plan_id,
+            host.name,
+            host.version,
+            verdict.gammas,
+            verdict.residency,
+            verdict.reason,
+            self._valid_for_ms,
+            trim=verdict.trim,
+        )
 
     def _send_plan(self, sender: Sender, plan: Plan, echo_ns: int, now: float) -> None:
         sender.plan_sent = now
@@ -95,3 +105,7 @@ class Outbox:
     @property
     def _valid_for_ms(self) -> int:
         return max(1, round(self.stale_after * 1000))
+
+
+def _what_it_says(plan: Plan) -> tuple[object, ...]:
+    return plan.policy, plan.policy_version, plan.gammas, plan.residency, plan.trim

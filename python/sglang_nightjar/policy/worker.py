@@ -86,7 +86,7 @@ class Nonsense(Exception):
 
 
 def _plain(sender: str, decision: Decision) -> tuple[Any, ...]:
-    return sender, decision.gammas, decision.residency, decision.reason
+    return sender, decision.gammas, decision.residency, decision.trim, decision.reason
 
 
 def _rehearse(kind_of: Any) -> None:

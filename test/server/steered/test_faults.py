@@ -22,7 +22,7 @@ from helpers.waiting import eventually
 pytestmark = pytest.mark.server
 
 CLIENTS = 3
-STATIC = {"name": "static", "params": {"gamma": 2}}
+STATIC = {"name": "static", "params": {"gamma": 2, "trim": False}}
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ class Broken(Policy):
 
 def test_status_has_everything_that_scripts_rely_on(steered: Server) -> None:
     status = steered.get("/nightjar/status")
-    assert status["policy"].items() >= {"name": "static", "params": {"gamma": 2}, "state": "running"}.items()
+    params = {"gamma": 2, "trim": False}
+    assert status["policy"].items() >= {"name": "static", "params": params, "state": "running"}.items()
     assert status["shadow"] == ["ema"]
     [rank] = status["ranks"]
     assert (rank["rank"], rank["gamma"], rank["source"], rank["residency"]) == (0, 2, "policy", "RESIDENT")
@@ -46,7 +47,7 @@ def test_the_users_key_is_wanted(steered: Server) -> None:
 def test_a_change_of_policy_changes_gamma_and_is_counted(steered: Server) -> None:
     swaps = steered.get("/nightjar/status")["counters"]["policy_swaps"]
     code, answer = steered.put_policy({"name": "static", "params": {"gamma": 4}})
-    assert (code, answer["policy"]["params"]) == (200, {"gamma": 4})
+    assert (code, answer["policy"]["params"]) == (200, {"gamma": 4, "trim": False})
     steered.generate("Once upon a time", max_new_tokens=32, ignore_eos=True)
     status = steered.get("/nightjar/status")
     assert (status["ranks"][0]["gamma"], status["counters"]["policy_swaps"]) == (4, swaps + 1)
@@ -60,7 +61,7 @@ def test_without_the_admin_key_nothing_changes(steered: Server, whose: str) -> N
     key = {"nobody": None, "wrong": "wrong", "user": steered.key}[whose]
     code, answer = steered.put_policy({"name": "static", "params": {"gamma": 5}}, key)
     assert code == 401 and answer["error"]
-    assert steered.get("/nightjar/status")["policy"]["params"] == {"gamma": 2}
+    assert steered.get("/nightjar/status")["policy"]["params"]["gamma"] == 2
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_without_the_admin_key_nothing_changes(steered: Server, whose: str) -> N
 def test_what_can_not_work_leaves_the_old_policy(steered: Server, body: Any, said: str) -> None:
     code, answer = steered.put_policy(body)
     assert code == 400 and said in answer["error"]
-    assert (answer["policy"]["name"], answer["policy"]["params"]) == ("static", {"gamma": 2})
+    assert (answer["policy"]["name"], answer["policy"]["params"]) == ("static", {"gamma": 2, "trim": False})
     assert steered.get("/nightjar/status")["policy"]["state"] == "running"
 
 
@@ -91,7 +92,7 @@ def test_a_policy_that_can_not_be_made_leaves_the_old_one(steered: Server, tmp_p
 
 def test_the_commands(steered: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", "--url", steered.url, "--key", steered.key]) == 0
-    assert "policy    static 1 (gamma=2), running" in capsys.readouterr().out
+    assert "policy    static 1 (gamma=2, trim=False), running" in capsys.readouterr().out
     arguments = ["policy", "set", "static", "--param", "gamma=3", "--url", steered.url, "--key"]
     assert cli.main([*arguments, steered.key]) == 1
     assert "key" in capsys.readouterr().err

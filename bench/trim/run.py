@@ -1,0 +1,85 @@
+"""What it is worth to verify only the drafts that pay: one server, fixed γ with and without, by turns."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "test"))
+
+from helpers.serving import Server
+
+from bench.off_path.served import flags, ratio
+from bench.off_path.streams import pieces
+from bench.provenance import provenance
+from sglang_nightjar.demo.corpus import held_out, render
+from sglang_nightjar.observe.client import Client
+
+_NEW_TOKENS = 80
+#: Of a turn's pieces, the part that counts: all requests run then.
+_FROM, _TO = 0.2, 0.7
+#: s. A plan is in force by then.
+_SETTLES = 0.3
+
+
+def tokens_per_s(url: str, texts: list[str]) -> float:
+    """Of a batch of answers, while all of them run."""
+    times, gained, so_far = [], [], dict.fromkeys(range(len(texts)), 0)
+    for piece in pieces(url, texts, _NEW_TOKENS):
+        answer = json.loads(piece)
+        index, tokens = answer.get("index", 0), answer["meta_info"]["completion_tokens"]
+        times.append(time.perf_counter())
+        gained.append(tokens - so_far[index])
+        so_far[index] = tokens
+    first, last = int(_FROM * len(times)), int(_TO * len(times))
+    return sum(gained[first + 1 : last + 1]) / (times[last] - times[first])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 8, 12])
+    parser.add_argument("--gammas", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--repetitions", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    draw = random.Random(args.seed)
+    prompts = [text for text in map(render, held_out(512)) if len(text) < 600]
+    arms = [(gamma, trim) for gamma in args.gammas for trim in (False, True) if gamma or not trim]
+    found: dict[int, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with Server(
+            [*flags("gamma 0", folder, 8192), "--admin-api-key", "key"], folder / "server.log", key="key"
+        ) as server:
+            client = Client(server.url, "key")
+            for requests, repetition in itertools.product(args.requests, range(-1, args.repetitions)):
+                texts = [prompts[(repetition * requests + i) % len(prompts)] for i in range(requests)]
+                for gamma, trim in draw.sample(arms, len(arms)):
+                    client.set_policy({"name": "static", "params": {"gamma": gamma, "trim": trim}})
+                    time.sleep(_SETTLES)
+                    rate = tokens_per_s(server.url, texts)
+                    if repetition >= 0:
+                        label = f"γ={gamma}" + ", trimmed" * trim
+                        found.setdefault(requests, {}).setdefault(label, []).append(rate)
+                print(f"{requests} requests, repetition {repetition + 1} of {args.repetitions}", file=sys.stderr)
+    args.out.mkdir(parents=True, exist_ok=True)
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    result = {"provenance": provenance(settings=settings), "tokens_per_s": found}
+    (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    for requests, by_arm in found.items():
+        none = by_arm[next(iter(sorted(by_arm)))]
+        print(f"\n| {requests} requests | tokens/s, median | ratio to γ=0, median (quartiles) |\n| --- | --- | --- |")
+        for label in sorted(by_arm):
+            print(f"| {label} | {statistics.median(by_arm[label]):.1f} | {ratio(none, by_arm[label])} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Which drafts of a batch are verified: of the likeliest as many as pay.
+
+A pass takes longer by the row as soon as it waits for its products and no longer for the weights, on two cores from a
+dozen rows on. A draft is then worth its row only if it is likely enough that it and all in front of it are accepted;
+and the draft head says how likely: where it gives its token a probability p, some p of such drafts are accepted. So the
+drafts of all requests are sorted by that chance, and verified is the beginning of the list that yields most tokens per
+second. TETRIS (arXiv 2502.15197) sorts so too, for a number of rows that is given; here the number follows from what a
+row costs on this machine, and it is 0 where none pays.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+import torch
+
+#: Where a verification's input has what is left of it.
+KEPT = "nightjar_kept"
+
+#: Rows of the passes that are timed at the start; in between a pass takes what lies between.
+_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
+_TIMES = 3
+#: Of a new iteration in `PassTimes.rest_ns`.
+_FADE = 0.1
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The rows of a verification that are left.
+
+    Attributes:
+        mask: bool ``[batch, γ + 1]``; the first column, the bonus tokens, is True, and each row's True are in front.
+        lengths: int64 ``[batch]``, how many each request has.
+        rows: int64 ``[kept]``, their places among all ``batch * (γ + 1)`` rows.
+        owners: int64 ``[kept]``, the index of the request that each belongs to.
+    """
+
+    mask: torch.Tensor
+    lengths: torch.Tensor
+    rows: torch.Tensor
+    owners: torch.Tensor
+
+
+class PassTimes:
+    """How long an iteration takes that verifies so many rows.
+
+    Attributes:
+        rest_ns: what it takes besides the target's pass: drafting, sampling, SGLang; as of the last iterations.
+    """
+
+    def __init__(self, run: Callable[[int], None]):
+        """``run(rows)`` makes one pass; it is timed some thirty times."""
+        run(_ROWS[-1])
+        shortest = [min(self._timed(run, rows) for _ in range(_TIMES)) for rows in _ROWS]
+        # What was in a pass' way makes it longer, never shorter.
+        self._ns = np.minimum.accumulate(shortest[::-1])[::-1]
+        self._per_row = (self._ns[-1] - self._ns[-3]) / (_ROWS[-1] - _ROWS[-3])
+        self.rest_ns = 0.0
+
+    def note(self, iteration_ns: int, rows: int) -> None:
+        """An iteration that verified ``rows`` rows took so long."""
+        self.rest_ns += _FADE * (max(0.0, iteration_ns - float(self._pass_ns(rows))) - self.rest_ns)
+
+    def ns(self, first: int, last: int) -> np.ndarray:
+        """ns of iterations with ``first`` to ``last`` rows, float64 ``[last - first + 1]``."""
+        return self._pass_ns(np.arange(first, last + 1)) + self.rest_ns
+
+    def _pass_ns(self, rows: np.ndarray | int) -> np.ndarray:
+        return np.interp(rows, _ROWS, self._ns) + self._per_row * np.maximum(0, rows - _ROWS[-1])
+
+    @staticmethod
+    def _timed(run: Callable[[int], None], rows: int) -> int:
+        began = perf_counter_ns()
+        run(rows)
+        return perf_counter_ns() - began
+
+
+def kept_of(verify_input: Any) -> Kept | None:
+    """What is left of SGLang's ``EagleVerifyInput``; None if all of it."""
+    return getattr(verify_input, KEPT, None)
+
+
+def shrink(forward_batch: Any, kept: Kept) -> None:
+    """Take the other rows out of the ``ForwardBatch`` of a verification."""
+    for name in ("input_ids", "positions", "out_cache_loc"):
+        setattr(forward_batch, name, getattr(forward_batch, name)[kept.rows])
+
+
+def keep(chances: torch.Tensor, times: PassTimes) -> Kept | None:
+    """What to verify of chains whose drafts are accepted, each given those in front of it, with ``chances``.
+
+    ``chances`` is float ``[batch, γ]``, γ at least 1. None if all of it.
+    """
+    batch, gamma = chances.shape
+    # Sorted from the front of the chains to their ends: of equal chances, the earlier draft comes first.
+    reached = np.minimum(chances.double().numpy(), 1.0).cumprod(axis=1).T.ravel()
+    order = np.argsort(-reached, kind="stable")
+    tokens = batch + np.concatenate(([0.0], reached[order].cumsum()))
+    best = int(np.argmax(tokens / times.ns(batch, batch * (gamma + 1))))
+    if best == batch * gamma:
+        return None
+    verified = np.zeros(batch * gamma, dtype=bool)
+    verified[order[:best]] = True
+    mask = np.concatenate((np.ones((batch, 1), dtype=bool), verified.reshape(gamma, batch).T), axis=1)
+    rows = np.flatnonzero(mask)
+    parts = (mask, mask.sum(axis=1), rows, rows // (gamma + 1))
+    return Kept(*(torch.from_numpy(part) for part in parts))

@@ -1,0 +1,73 @@
+"""Which drafts are verified: what brings most tokens per second, found against all that could be verified."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sglang_nightjar.cpu import trim
+
+
+class Times(trim.PassTimes):
+    """A pass of ``fixed`` ns, and ``slope`` for each row above ``free``."""
+
+    def __init__(self, fixed: float, slope: float, free: int):
+        self._of = lambda rows: fixed + slope * np.maximum(0, rows - free)
+
+    def ns(self, first: int, last: int) -> np.ndarray:
+        return self._of(np.arange(first, last + 1))
+
+
+def rate(chances: np.ndarray, lengths: tuple[int, ...], times: Times) -> float:
+    """Expected tokens per ns if so many drafts of each request are verified."""
+    tokens = sum(1 + row[:n].cumprod().sum() for row, n in zip(chances, lengths, strict=True))
+    rows = len(lengths) + sum(lengths)
+    return tokens / times.ns(rows, rows)[0]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([(100.0, 1.0, 4), (10.0, 5.0, 0), (1.0, 0.0, 0)]),
+)
+def test_no_other_choice_yields_more(batch: int, gamma: int, seed: int, costs: tuple[float, float, int]) -> None:
+    chances = np.random.default_rng(seed).random((batch, gamma)) ** 0.5
+    times = Times(*costs)
+    found = trim.keep(torch.from_numpy(chances), times)
+    lengths = (gamma,) * batch if found is None else tuple((found.lengths - 1).tolist())
+    best = max(rate(chances, other, times) for other in itertools.product(range(gamma + 1), repeat=batch))
+    assert rate(chances, lengths, times) >= best * (1 - 1e-9)
+    if found is not None:
+        mask = torch.arange(gamma + 1) < found.lengths[:, None]
+        assert torch.equal(found.mask, mask) and len(found.rows) < batch * (gamma + 1)
+        assert torch.equal(found.rows, mask.flatten().nonzero().flatten())
+        assert torch.equal(found.owners, torch.arange(batch).repeat_interleave(found.lengths))
+
+
+def test_certain_drafts_that_cost_the_same_keep_their_order() -> None:
+    found = trim.keep(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]), Times(100.0, 10.0, 0))
+    assert found.lengths.tolist() == [3, 4]
+
+
+def test_where_rows_are_free_all_are_verified_and_where_none_pays_none() -> None:
+    chances = torch.full((3, 2), 0.3)
+    assert trim.keep(chances, Times(100.0, 0.0, 0)) is None
+    assert trim.keep(chances, Times(0.0, 10.0, 0)).lengths.tolist() == [1, 1, 1]
+
+
+def test_times_never_fall_with_the_rows_and_go_on_beyond_those_measured() -> None:
+    made = trim.PassTimes(lambda rows: None)
+    made._ns = np.array([10.0] * 7 + [10.0, 26.0, 42.0])
+    made._per_row = 1.0
+    assert made.ns(1, 3).tolist() == [10.0, 10.0, 10.0]
+    assert made.ns(40, 40)[0] == 18.0 and made.ns(70, 70)[0] == 48.0
+    for _ in range(100):
+        made.note(25, 40)
+    assert made.ns(1, 1)[0] == pytest.approx(10.0 + 7.0, rel=1e-3)
+    fresh = trim.PassTimes(lambda rows: sum(range(200 * rows)))
+    assert (np.diff(fresh.ns(1, 100)) >= 0).all()
