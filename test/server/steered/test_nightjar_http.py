@@ -97,7 +97,7 @@ def test_the_commands(steered: Server, capsys: pytest.CaptureFixture[str]) -> No
     assert cli.main([*arguments, steered.key]) == 1
     assert "key" in capsys.readouterr().err
     assert cli.main([*arguments, steered.admin_key]) == 0
-    assert "now in charge: static 1 (gamma=3)" in capsys.readouterr().out
+    assert "now in charge: static 1 (gamma=3, trim=False)" in capsys.readouterr().out
     assert (
         cli.main(["policy", "set", "static", "--param", "gamma=2", "--url", steered.url, "--key", steered.admin_key])
         == 0
