@@ -167,7 +167,7 @@ class Line:
         for index, value in enumerate((1.0, tokens, tokens * tokens, ns, ns * tokens)):
             self.sums[index] = 0.97 * self.sums[index] + value
 
-    def expected(self, tokens: int) -> float | None:
+    def expected(self, tokens: float) -> float | None:
         """None while nothing is known."""
         n, x, xx, y, xy = self.sums
         if n <= 0:
