@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
 import platform
@@ -30,6 +31,11 @@ def provenance(**extra: Any) -> dict[str, Any]:
         },
         **extra,
     }
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What a command was asked for, as JSON can have it."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
 
 
 def _git(*words: str) -> str:

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from bench import demo_server
-from bench.provenance import provenance
+from bench.provenance import provenance, settings_of
 from sglang_nightjar.demo.corpus import held_out, render
 from sglang_nightjar.demo.recipe import read_prompts
 
@@ -52,8 +52,7 @@ def length(counted: tuple[int, int]) -> float:
 
 def write(args: argparse.Namespace, found: dict[str, dict[str, tuple[int, int]]]) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    result = {"provenance": provenance(settings=settings), "decoded_tokens_and_verify_steps": found}
+    result = {"provenance": provenance(settings=settings_of(args)), "decoded_tokens_and_verify_steps": found}
     (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     lines = ["| prompts | " + " | ".join(f"temperature {t}" for t in args.temperatures) + " |"]
     lines.append("| --- |" + " --- |" * len(args.temperatures))

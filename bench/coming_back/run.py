@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.one_scheduler import Arm, prompt_ids
-from bench.provenance import provenance
+from bench.provenance import provenance, settings_of
 from sglang_nightjar.agent.decision import Decision
 from sglang_nightjar.core.messages import Residency
 
@@ -106,10 +106,9 @@ def main() -> None:
             found = arm.ask(interrupted, prompts, off, args.steps, place)
             rows.append({"off": off, "draft": place, **compared(whole, found, args.steps)})
             print(rows[-1], flush=True)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(
-        json.dumps({"provenance": provenance(settings=settings), "rows": rows}, indent=1) + "\n"
+        json.dumps({"provenance": provenance(settings=settings_of(args)), "rows": rows}, indent=1) + "\n"
     )
     lines = [
         "| off, tokens | draft | accepted length, never stopped | after the return | ratio | rows moved | "

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import demo_server
 from bench.crossover.report import write_report
-from bench.provenance import provenance
+from bench.provenance import provenance, settings_of
 from sglang_nightjar.demo.corpus import held_out, render
 from sglang_nightjar.demo.recipe import read_prompts
 
@@ -66,9 +66,8 @@ def main() -> None:
                     cells.setdefault((batch, gamma), []).append(outcome)
             rates = {g: statistics.median(o.rate for o in cells[batch, g]) for g in args.gammas}
             print(f"batch {batch}: " + ", ".join(f"gamma {g} {r:.1f} tokens/s" for g, r in rates.items()), flush=True)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     result = {
-        "provenance": provenance(settings=settings),
+        "provenance": provenance(settings=settings_of(args)),
         "cells": [
             {"batch": b, "gamma": g, "runs": [asdict(r) for r in runs]} for (b, g), runs in sorted(cells.items())
         ],

@@ -28,8 +28,7 @@ from helpers.serving import Server
 from bench.off_path import thread_cpu
 from bench.off_path.run import ARMS
 from bench.off_path.served import flags, ratio
-from bench.off_path.streams import pieces
-from sglang_nightjar.demo.corpus import held_out, render
+from bench.off_path.streams import pieces, short_prompts
 
 _WARM_UP_S = 3.0
 #: Tokens of an answer, as in nightjar bench.
@@ -86,7 +85,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     draw = random.Random(args.seed)
-    texts = [text for text in map(render, held_out(512)) if len(text) < 600]
+    texts = short_prompts(512)
     rates: dict[str, list[float]] = {kind: [] for kind in ARMS}
     gaps: dict[str, list[float]] = {kind: [] for kind in ARMS}
     cpu: dict[str, list[Counter[str]]] = {kind: [] for kind in ARMS}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.one_scheduler import Arm, prompt_ids
-from bench.provenance import provenance
+from bench.provenance import provenance, settings_of
 
 ARMS = ("none", "gamma 0")
 #: Of each repetition, in ms: the median, and what a tenth of the iterations is not above. Other work on the machine
@@ -93,9 +93,8 @@ def main() -> None:
             found = arms[name].ask(decode, prompts[: args.crowd], 2 * args.new_tokens)
             # While there is a queue: the last requests to finish run alone in any case.
             crowd[name] = statistics.mean(found["sizes"][: len(found["sizes"]) // 2])
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     args.out.mkdir(parents=True, exist_ok=True)
-    result = {"provenance": provenance(settings=settings), "ms_per_iteration": cells, "mean_running": crowd}
+    result = {"provenance": provenance(settings=settings_of(args)), "ms_per_iteration": cells, "mean_running": crowd}
     (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     text = table(cells, crowd)
     (args.out / "table.md").write_text(text)

@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "test"))
 
@@ -27,9 +26,8 @@ from helpers.serving import Server
 
 from bench.off_path import thread_cpu
 from bench.off_path.run import ARMS, quartiles
-from bench.off_path.streams import pieces
-from bench.provenance import provenance
-from sglang_nightjar.demo.corpus import held_out, render
+from bench.off_path.streams import pieces, short_prompts
+from bench.provenance import provenance, settings_of
 from sglang_nightjar.demo.pair import ensure_pair
 
 #: Of each answer's pieces, the part at the beginning that does not count: the prefill, and a batch that fills up.
@@ -109,8 +107,7 @@ def main() -> None:
     args = parser.parse_args()
 
     draw = random.Random(args.seed)
-    # Long prompts would leave little of the cache to many streams.
-    prompts = [text for text in map(render, held_out(256)) if len(text) < 600]
+    prompts = short_prompts(256)
     cells: dict[str, dict[str, list[float]]] = {}
     cpu: dict[str, dict[str, list[Counter[str]]]] = {}
     with ExitStack() as stack:
@@ -134,9 +131,8 @@ def main() -> None:
                 by_step = Counter({thread: ms / args.new_tokens for thread, ms in taken.items()})
                 cpu[str(streams)][kind_of(name)].append(by_step)
             print(f"{streams} streams, repetition {repetition + 1} of {args.repetitions}", file=sys.stderr)
-    settings: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     args.out.mkdir(parents=True, exist_ok=True)
-    result = {"provenance": provenance(settings=settings), "ms_per_iteration": cells, "cpu_ms_per_step": cpu}
+    result = {"provenance": provenance(settings=settings_of(args)), "ms_per_iteration": cells, "cpu_ms_per_step": cpu}
     (args.out / "served.json").write_text(json.dumps(result, indent=1) + "\n")
     text = table(cells) + ("\n" + table_of_servers(cells) if args.servers > 1 else "")
     for streams, by_kind in cpu.items():

@@ -6,7 +6,16 @@ import json
 import urllib.request
 from collections.abc import Iterator
 
+from sglang_nightjar.demo.corpus import held_out, render
+
 _TIMEOUT_S = 600
+#: Characters; long prompts would leave little of the cache to many answers.
+_LONGEST = 600
+
+
+def short_prompts(count: int) -> list[str]:
+    """The short ones among the first ``count`` that the draft head never saw."""
+    return [text for text in map(render, held_out(count)) if len(text) < _LONGEST]
 
 
 def pieces(url: str, text: str | list[str], new_tokens: int) -> Iterator[bytes]:

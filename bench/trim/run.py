@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "test"))
 
 from helpers.serving import Server
 
+from bench.off_path.run import ARMS
 from bench.off_path.served import flags, ratio
-from bench.off_path.streams import pieces
-from bench.provenance import provenance
-from sglang_nightjar.demo.corpus import held_out, render
+from bench.off_path.streams import pieces, short_prompts
+from bench.provenance import provenance, settings_of
 from sglang_nightjar.observe.client import Client
 
 _NEW_TOKENS = 80
@@ -51,13 +51,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     draw = random.Random(args.seed)
-    prompts = [text for text in map(render, held_out(512)) if len(text) < 600]
+    prompts = short_prompts(512)
     arms = [(gamma, trim) for gamma in args.gammas for trim in (False, True) if gamma or not trim]
     found: dict[int, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with Server(
-            [*flags("gamma 0", folder, 8192), "--admin-api-key", "key"], folder / "server.log", key="key"
+            [*flags(ARMS[1], folder, 8192), "--admin-api-key", "key"], folder / "server.log", key="key"
         ) as server:
             client = Client(server.url, "key")
             for requests, repetition in itertools.product(args.requests, range(-1, args.repetitions)):
@@ -71,14 +71,15 @@ def main() -> None:
                         found.setdefault(requests, {}).setdefault(label, []).append(rate)
                 print(f"{requests} requests, repetition {repetition + 1} of {args.repetitions}", file=sys.stderr)
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    result = {"provenance": provenance(settings=settings), "tokens_per_s": found}
+    result = {"provenance": provenance(settings=settings_of(args)), "tokens_per_s": found}
     (args.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     for requests, by_arm in found.items():
-        none = by_arm[next(iter(sorted(by_arm)))]
-        print(f"\n| {requests} requests | tokens/s, median | ratio to γ=0, median (quartiles) |\n| --- | --- | --- |")
-        for label in sorted(by_arm):
-            print(f"| {label} | {statistics.median(by_arm[label]):.1f} | {ratio(none, by_arm[label])} |")
+        first, *_ = labels = sorted(by_arm)
+        print(
+            f"\n| {requests} requests | tokens/s, median | ratio to {first}, median (quartiles) |\n| --- | --- | --- |"
+        )
+        for label in labels:
+            print(f"| {label} | {statistics.median(by_arm[label]):.1f} | {ratio(by_arm[first], by_arm[label])} |")
 
 
 if __name__ == "__main__":

@@ -44,9 +44,11 @@ def test_no_other_choice_yields_more(batch: int, gamma: int, seed: int, costs: t
     assert rate(chances, lengths, times) >= best * (1 - 1e-9)
     if found is not None:
         mask = torch.arange(gamma + 1) < found.lengths[:, None]
-        assert torch.equal(found.mask, mask) and len(found.rows) < batch * (gamma + 1)
+        left = torch.zeros(batch * (gamma + 1), dtype=torch.bool)
+        left[found.rows] = True
+        assert torch.equal(left.view(batch, -1), mask) and len(found.rows) < batch * (gamma + 1)
         assert torch.equal(found.rows, mask.flatten().nonzero().flatten())
-        assert torch.equal(found.owners, torch.arange(batch).repeat_interleave(found.lengths))
+        assert torch.equal(found.rows // (gamma + 1), torch.arange(batch).repeat_interleave(found.lengths))
 
 
 def test_certain_drafts_that_cost_the_same_keep_their_order() -> None:

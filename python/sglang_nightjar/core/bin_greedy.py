@@ -11,11 +11,11 @@ arm a bin, in random order (`likely`), and a bin is as long as so many iteration
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from random import Random
+
+import numpy as np
 
 #: Lower ends of the buckets: single sizes where a request more changes much, then steps of a third to a half.
 BUCKETS = (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65, 97, 129, 193, 257, 385, 513, 769, 1025)
@@ -156,17 +156,10 @@ def next_bin(
 
 def switch_cost(table: tuple[tuple[int, int, int], ...], lag: float, batch_size: int) -> float:
     """C_switch(lag, B), ns, from (lag, B, ns) rows: linear between them, the nearest's beyond; 0 if there are none."""
-    by_lag: dict[int, list[tuple[float, float]]] = {}
-    for row_lag, row_size, ns in table:
-        by_lag.setdefault(row_lag, []).append((row_size, ns))
-    return _between([(row_lag, _between(row, batch_size)) for row_lag, row in by_lag.items()], lag)
-
-
-def _between(points: list[tuple[float, float]], x: float) -> float:
-    """The piecewise linear function through ``points`` (x, y) at ``x``, constant beyond them; 0 without any."""
-    points = sorted(points)
-    above = bisect_left(points, x, key=itemgetter(0))
-    if above in (0, len(points)):
-        return float(points[min(above, len(points) - 1)][1]) if points else 0.0
-    (left, low), (right, high) = points[above - 1 : above + 1]
-    return low + (high - low) * (x - left) / (right - left)
+    if not table:
+        return 0.0
+    by_lag: dict[int, dict[int, int]] = {}
+    for row_lag, row_size, ns in sorted(table):
+        by_lag.setdefault(row_lag, {})[row_size] = ns
+    costs = [float(np.interp(batch_size, list(row), list(row.values()))) for row in by_lag.values()]
+    return float(np.interp(lag, list(by_lag), costs))

@@ -107,11 +107,10 @@ def _draw(logits: torch.Tensor, verify_input: Any, batch: Any, kept: trim.Kept |
     """The target's own tokens, int64 ``[rows]``."""
     if batch.sampling_info.is_all_greedy:
         return argmax(logits)
-    positions, slots = verify_input.positions, batch.req_pool_indices
-    if kept is None:
-        owners = torch.arange(len(slots)).repeat_interleave(verify_input.draft_token_num)
-    else:
-        owners, positions = kept.owners, positions[kept.rows]
+    positions, slots, lengths = verify_input.positions, batch.req_pool_indices, verify_input.draft_token_num
+    if kept is not None:
+        positions, lengths = positions[kept.rows], kept.lengths
+    owners = torch.arange(len(slots)).repeat_interleave(lengths)
     return chain_sampling.draw_targets(logits, batch.sampling_info, owners, positions, slots)
 
 

@@ -9,6 +9,7 @@ drafts from. The kernels are the same and a row's result does not depend on how 
 are the same, bit by bit.
 """
 
+import functools
 import logging
 import time
 from typing import Any
@@ -136,9 +137,13 @@ class Eagle3Draft:
         self.trims = False
         # When the last verification began, if the next one follows it at once, and its rows.
         self._verified: tuple[int, int] | None = None
-        self._times = _pass_times(worker)
         # Further layers read every row of the one before.
         self.needs_last_alone = len(self._model.model.layers) == 1
+
+    @functools.cached_property
+    def _times(self) -> trim.PassTimes | None:
+        """Measured when they are first asked for: most servers never trim."""
+        return _pass_times(self._worker)
 
     def read_prompts(self, batch: Any, hidden: torch.Tensor, next_tokens: torch.Tensor) -> Any:
         """In the place of ``EagleDraftWorker._draft_extend_for_prefill``: fills the draft's cache for the new positions
@@ -214,7 +219,7 @@ class Eagle3Draft:
         )
         if self.trims and self._times is not None and chain_verify.can_leave_rows_out(batch):
             kept = trim.keep(chances, self._times)
-            setattr(verify_input, trim.KEPT, kept)
+            trim.leave(verify_input, kept)
             self._verified = began, drafts.numel() + size if kept is None else len(kept.rows)
         return verify_input
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-#: Where a verification's input has what is left of it.
-KEPT = "nightjar_kept"
+# Where a verification's input has what is left of it.
+_KEPT = "nightjar_kept"
 
-#: Rows of the passes that are timed at the start; in between a pass takes what lies between.
+#: Rows of the passes that are timed; in between a pass takes what lies between.
 _ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 _TIMES = 3
 #: Of a new iteration in `PassTimes.rest_ns`.
@@ -31,16 +31,12 @@ class Kept:
     """The rows of a verification that are left.
 
     Attributes:
-        mask: bool ``[batch, γ + 1]``; the first column, the bonus tokens, is True, and each row's True are in front.
-        lengths: int64 ``[batch]``, how many each request has.
+        lengths: int64 ``[batch]``, how many each request has: its bonus token, and the first of its drafts.
         rows: int64 ``[kept]``, their places among all ``batch * (γ + 1)`` rows.
-        owners: int64 ``[kept]``, the index of the request that each belongs to.
     """
 
-    mask: torch.Tensor
     lengths: torch.Tensor
     rows: torch.Tensor
-    owners: torch.Tensor
 
 
 class PassTimes:
@@ -79,7 +75,12 @@ class PassTimes:
 
 def kept_of(verify_input: Any) -> Kept | None:
     """What is left of SGLang's ``EagleVerifyInput``; None if all of it."""
-    return getattr(verify_input, KEPT, None)
+    return getattr(verify_input, _KEPT, None)
+
+
+def leave(verify_input: Any, kept: Kept | None) -> None:
+    """Say what is left of an ``EagleVerifyInput``."""
+    setattr(verify_input, _KEPT, kept)
 
 
 def shrink(forward_batch: Any, kept: Kept) -> None:
@@ -104,6 +105,4 @@ def keep(chances: torch.Tensor, times: PassTimes) -> Kept | None:
     verified = np.zeros(batch * gamma, dtype=bool)
     verified[order[:best]] = True
     mask = np.concatenate((np.ones((batch, 1), dtype=bool), verified.reshape(gamma, batch).T), axis=1)
-    rows = np.flatnonzero(mask)
-    parts = (mask, mask.sum(axis=1), rows, rows // (gamma + 1))
-    return Kept(*(torch.from_numpy(part) for part in parts))
+    return Kept(torch.from_numpy(mask.sum(axis=1)), torch.from_numpy(np.flatnonzero(mask)))

@@ -70,7 +70,8 @@ class Outbox:
     def note_shadow(self, host: Host, verdicts: Iterable[Verdict]) -> None:
         """Record what a shadow would have done."""
         for verdict in verdicts:
-            self._note(verdict, dataclasses.replace(self._made(0, host, verdict), echo_ns=verdict.at_ns), shadow=True)
+            plan = dataclasses.replace(self._made(0, host, verdict), valid_for_ms=1, echo_ns=verdict.at_ns)
+            self._note(verdict, plan, shadow=True)
 
     def _plan(self, sender: Sender, host: Host, verdict: Verdict, now: float) -> None:
         plan, new = sender.plan, self._made(self._plan_id + 1, host, verdict)
