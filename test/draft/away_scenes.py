@@ -35,7 +35,7 @@ def all_scenes(tokenizer_from: str) -> dict[str, Any]:
 def prompt_in_chunks(one: OneScheduler, driver: Any, retract: bool) -> dict[str, Any]:
     """The plan wants the draft back while a prompt that only fits into the larger cache is being computed."""
     driver._retract = retract
-    want(one, "host")
+    one.residency = "host"
     one.step(0)
     assert driver.machine.state.name == "OFFLOADED"
     for i in range(3):
@@ -43,7 +43,7 @@ def prompt_in_chunks(one: OneScheduler, driver: Any, retract: bool) -> dict[str,
     one.add(f"long{retract}", [20] * 1200, NEW)
     while one.scheduler.chunked_req is None or one.scheduler.chunked_req.rid != f"long{retract}":
         one.step(0)
-    want(one, "device")
+    one.residency = "device"
     states = []
     while one.scheduler.chunked_req is not None:
         one.step(0)
@@ -54,9 +54,3 @@ def prompt_in_chunks(one: OneScheduler, driver: Any, retract: bool) -> dict[str,
     capacity = one.scheduler.max_total_num_tokens
     one.forget()
     return {"states": states, "lengths": lengths, "end": driver.machine.state.name, "capacity": capacity}
-
-
-def want(one: OneScheduler, where: str) -> None:
-    from sglang_nightjar.agent.decision import Decision
-
-    one.agent.selector.decide(Decision(((1, None, 0),), "policy", 1, "test", "test", 0, where))

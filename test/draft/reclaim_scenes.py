@@ -42,10 +42,7 @@ class Scenes(off_path_scenes.Scenes):
 
     def want(self, where: str, gamma: int, *states: str, limit: int = 400) -> None:
         """The plan from now on; iterate until the draft is in one of ``states``."""
-        from sglang_nightjar.agent.decision import Decision
-
-        self.one.gamma = gamma
-        self.one.agent.selector.decide(Decision(((1, None, gamma),), "policy", 1, "test", "test", 0, where))
+        self.one.residency, self.one.gamma = where, gamma
         for _ in range(limit):
             self.one.step()
             if self.driver.machine.state.name in states:

@@ -81,11 +81,7 @@ class Scenes:
 
     def want(self, where: str, gamma: int) -> None:
         """The plan from now on."""
-        from sglang_nightjar.agent.decision import Decision
-
-        self.one.gamma = gamma
-        decision = Decision(((1, None, gamma),), "policy", 1, "test", "test", 0, where)
-        self.one.agent.selector.decide(decision)
+        self.one.residency, self.one.gamma = where, gamma
 
     def until(self, *states: str, limit: int = 400) -> list[str]:
         """Iterate until the draft is in one of ``states``; the states on the way."""

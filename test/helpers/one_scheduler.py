@@ -49,7 +49,8 @@ class OneScheduler:
     """Attributes:
     scheduler: SGLang's.
     upkeep: ours.
-    gamma, trim: γ that the next iteration shall have, and whether drafts that don't pay are left out.
+    gamma, residency, trim: the plan from the next iteration on: γ, where the draft shall be, and whether drafts that
+        don't pay are left out.
     used: γ that each decode iteration had.
     seconds: how long each of them took.
     verified: by request, (tokens that it had, draft tokens accepted) of each iteration with drafts.
@@ -103,7 +104,7 @@ class OneScheduler:
 
         self.upkeep = upkeep.current
         self.agent = scheduler_agent.current
-        self.gamma, self.trim = 0, False
+        self.gamma, self.residency, self.trim = 0, "device", False
         self._strict = strict
         self.used: list[int] = []
         self.seconds: list[float] = []
@@ -148,7 +149,8 @@ class OneScheduler:
         if gamma is not None:
             self.gamma = gamma
         if self.agent is not None:
-            wanted = Decision(((1, None, self.gamma),), "policy", 1, "test", "test", 0, trim=self.trim)
+            gammas = ((1, None, self.gamma),)
+            wanted = Decision(gammas, "policy", 1, "test", "test", 0, self.residency, trim=self.trim)
             if self.agent.selector.decision != wanted:
                 self.agent.selector.decide(wanted)
         started = time.perf_counter()
