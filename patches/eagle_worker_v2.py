@@ -126,7 +126,11 @@ def verify(original: Callable[..., Any], worker: Any, batch: Any, grammar_barrie
         or worker.device != "cpu"
         or not plain_decode.is_possible(batch.spec_info, worker.req_to_token_pool, batch, worker.target_worker)
     ):
-        return original(worker, batch, grammar_barrier=grammar_barrier)
+        kept = trim.kept_of(batch.spec_info)
+        result = original(worker, batch, grammar_barrier=grammar_barrier)
+        if kept is not None:
+            trim.tell(result, kept)
+        return result
     return plain_decode.verify_one_each(worker, batch, grammar_barrier)
 
 

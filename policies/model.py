@@ -10,6 +10,8 @@ From there:
   explored while the objective is missed, while requests are being retracted, or while KV is short.
 - The draft comes back when what was forgone without it has come to what catching up costs, and at once at batch sizes
   where a few iterations pay for it (`core.draft_return`).
+- Drafts that are too unlikely to pay are left out of their verification, where the scheduler can (``trim``); what that
+  costs of the tokens, and saves of the time, is learned by cell (`core.kept_share`).
 - Under KV pressure γ is held so low that an iteration's drafts fit, and where γ is 0, for that or any other reason, the
   draft gives its memory up (`core.offload_rule`).
 
@@ -34,7 +36,7 @@ from sglang_nightjar.core.speculation import MARGIN, Speculation, at
 
 _Key = tuple[str, ...]
 _MAX_POOLS = 16
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 #: Own iterations between two plans of a scheduler that learns with others, at least.
 _LOOK_EVERY = 8
 
@@ -46,6 +48,7 @@ class ModelParams:
     ttft_ms, tpot_ms: bounds for ``slo``.
     explore: share of iterations that may try a γ which is not thought the best.
     pool: schedulers of the same kind share what they learn.
+    trim: as `static` has it.
     watermark, persistence_s: when the draft gives its memory up, and has it back, as `nightjar` has them.
     """
 
@@ -54,6 +57,7 @@ class ModelParams:
     tpot_ms: float | None = field(default=None, metadata={"min": 0.001, "max": 1e9})
     explore: float = field(default=0.02, metadata={"min": 0.0, "max": 0.5})
     pool: bool = True
+    trim: bool = True
     watermark: float = field(default=0.1, metadata={"min": 0.0, "max": 0.45})
     persistence_s: float = field(default=2.0, metadata={"min": 0.0, "max": 3600.0})
 
@@ -112,7 +116,7 @@ class Model(Policy):
         if scheduler.pool.version:
             self._replan(scheduler)
         scheduler.sent = self._ranges(scheduler)
-        return Decision(scheduler.sent, "joined", scheduler.rule.residency)
+        return self._decision(scheduler, "joined")
 
     def telemetry(self, sender: str, record: Telemetry) -> Decision | None:
         scheduler = self.schedulers.get(sender)
@@ -134,7 +138,7 @@ class Model(Policy):
             changed = True
         if scheduler.rule.note(record, self._wants_drafts(scheduler, index)):
             scheduler.sent = self._ranges(scheduler)
-            return Decision(scheduler.sent, scheduler.rule.reason, scheduler.rule.residency)
+            return self._decision(scheduler, scheduler.rule.reason)
         scheduler.since_plan += 1
         # Of many that learn together, each looks as often as one alone would, whatever the others find.
         stale = scheduler.version != pool.version and scheduler.since_plan >= min(_LOOK_EVERY, pool.sharers)
@@ -278,7 +282,10 @@ class Model(Policy):
         if ranges == scheduler.sent:
             return None
         scheduler.sent = ranges
-        return Decision(ranges, self._why(scheduler, ran, index), scheduler.rule.residency)
+        return self._decision(scheduler, self._why(scheduler, ran, index))
+
+    def _decision(self, scheduler: _Scheduler, reason: str) -> Decision:
+        return Decision(scheduler.sent, reason, scheduler.rule.residency, self.params.trim)
 
     def _why(self, scheduler: _Scheduler, ran: int, index: int) -> str:
         pool, candidates = scheduler.pool, scheduler.hello.candidates
@@ -319,6 +326,6 @@ class Model(Policy):
         if state is not None:
             try:
                 made.restore(state)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, LookupError, TypeError) as error:
                 self.notes = [*self.notes[-7:], f"saved state of {' '.join(key)} can't be used: {error}"]
         return made

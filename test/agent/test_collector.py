@@ -5,6 +5,7 @@ from collections import deque
 from types import SimpleNamespace as Fake
 
 import pytest
+import torch
 from helpers.router import make_plan
 
 from sglang_nightjar.agent.collector import Collector, accepted_by_position
@@ -14,6 +15,7 @@ from sglang_nightjar.agent.sampler import Sampler
 from sglang_nightjar.agent.selector import Launch
 from sglang_nightjar.core.messages import Telemetry, TelemetryBatch
 from sglang_nightjar.core.wire import decode, encode
+from sglang_nightjar.cpu import trim
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,16 @@ def test_the_record_is_credited_to_the_gamma_and_plan_of_its_launch_and_survives
     assert (first.queue_length, first.queued_tokens) == (3, 30)
     batch = TelemetryBatch("s", 1, (first, second))
     assert decode(encode(batch)) == batch
+
+
+def test_drafts_left_out_of_verification_count_for_acceptance_and_not_for_tokens() -> None:
+    bench, result = Bench(), make_result(3, [1, 0])
+    kept = trim.Kept(torch.tensor([2, 1]), torch.empty(0), torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]))
+    result.accept_lens = torch.tensor([2, 1], dtype=torch.int32)
+    trim.tell(result, kept)
+    record = bench.decode(result)
+    assert (record.committed, record.accepted) == (3, (2, 2, 1))
+    assert (bench.collector.totals.accepted, bench.collector.totals.proposed) == (1, 6)
 
 
 def test_prefill_between_two_decode_iterations_is_said_once_and_its_time_is_theirs() -> None:

@@ -73,3 +73,22 @@ def test_times_never_fall_with_the_rows_and_go_on_beyond_those_measured() -> Non
     assert made.ns(1, 1)[0] == pytest.approx(10.0 + 7.0, rel=1e-3)
     fresh = trim.PassTimes(lambda rows: sum(range(200 * rows)))
     assert (np.diff(fresh.ns(1, 100)) >= 0).all()
+
+
+def test_what_was_left_out_counts_as_often_as_the_draft_thinks_it_would_be_accepted() -> None:
+    """Half of the drafts judged by a target that agrees with each as often as its chance says, half by the coins."""
+    draw = np.random.default_rng(3)
+    chances = torch.from_numpy(np.tile([0.9, 0.6, 0.3], (40_000, 1)))
+    agrees = torch.from_numpy(draw.random(chances.shape)) < chances
+    lengths = torch.from_numpy(draw.integers(1, 5, len(chances)))
+    verified = torch.arange(3) < lengths[:, None] - 1
+    accepted = (agrees & verified).to(torch.int64).cumprod(1).sum(1)
+    kept = trim.Kept(lengths, torch.empty(0), chances)
+    likely = trim.likely_accepted(accepted, kept, torch.from_numpy(draw.random(chances.shape)))
+    assert (likely >= accepted).all()
+    # Whoever was rejected by the target stays so.
+    rejected = accepted < lengths - 1
+    assert torch.equal(likely[rejected], accepted[rejected])
+    reached = [float((likely > position).double().mean()) for position in range(3)]
+    assert reached == pytest.approx([0.9, 0.54, 0.162], abs=0.008)
+    assert float(accepted.double().mean()) < 0.65 * sum(reached)

@@ -18,10 +18,11 @@ def all_scenes(target: str, draft: str) -> dict[str, Any]:
 
 def trimmed(one: OneScheduler) -> dict[str, Any]:
     """Greedy requests beside sampled ones, as they come and go: all drafts verified, and only those that pay where each
-    row is dear. Greedy texts, and how many rows there were and how many were left."""
+    row is dear. Greedy texts; how many rows there were and how many were left; and where some were left out, how many
+    drafts were accepted, and would have been."""
     from sglang_nightjar.cpu import trim
 
-    rows, keep = [], trim.keep
+    rows, told, keep, tell = [], [], trim.keep, trim.tell
 
     def dear(chances: torch.Tensor, times: trim.PassTimes) -> trim.Kept | None:
         kept = keep(chances, times)
@@ -29,22 +30,29 @@ def trimmed(one: OneScheduler) -> dict[str, Any]:
         rows.append((every, every if kept is None else len(kept.rows)))
         return kept
 
+    def overheard(result: Any, kept: trim.Kept) -> None:
+        tell(result, kept)
+        told.append((int(result.accept_lens.sum()) - len(kept.lengths), sum(trim.told(result))))
+
     worker = one.scheduler.draft_worker.draft_worker
     measured = worker.nightjar_eagle3._times
     worker.nightjar_eagle3._times = SimpleNamespace(
         ns=lambda first, last: np.arange(first, last + 1) + 4.0, note=lambda ns, rows: None
     )
-    trim.keep, texts = dear, {}
+    trim.keep, trim.tell, texts = dear, overheard, {}
     for one.trim in (False, True):
         one.forget()
         for index, ids in enumerate(PROMPTS):
             one.add(f"{one.trim}{index}", ids, 20 + 5 * index, temperature=0.8 if index % 3 == 2 else 0)
         one.run(cycle([3, 3, 1, 5, 0, 0, 2]))
         texts[one.trim] = [one.output(f"{one.trim}{index}") for index in range(len(PROMPTS)) if index % 3 != 2]
-    trim.keep, one.trim = keep, False
+    trim.keep, trim.tell, one.trim = keep, tell, False
     worker.nightjar_eagle3._times = measured
     every, left = (sum(column) for column in zip(*rows, strict=True))
-    return {"texts": texts, "rows": every, "left": left, "measured": measured.ns(1, 100).tolist()}
+    accepted, likely = (sum(column) for column in zip(*told, strict=True))
+    return {"texts": texts, "rows": every, "left": left, "measured": measured.ns(1, 100).tolist()} | {
+        "verifications cut short": len(told), "accepted": accepted, "likely": likely,
+    }  # fmt: skip
 
 
 def both_paths(one: OneScheduler) -> dict[str, Any]:

@@ -32,6 +32,10 @@ class Scheduler:
         verified = batch_size * (gamma + 1)
         return int(10e6 * max(1.0, verified / 32) + 1e6 * gamma)
 
+    def count(self, batch_size: int, accepted: list[int]) -> int:
+        """Tokens committed."""
+        return batch_size + sum(accepted)
+
     def best_gamma(self, batch_size: int) -> int:
         """By expectation."""
 
@@ -55,7 +59,13 @@ class Scheduler:
         took = int(self.cost_ns(batch_size, gamma) * self.random.uniform(0.95, 1.05))
         self.at_ns += took
         record = Telemetry(
-            self.iteration, self.at_ns, took, batch_size, gamma, batch_size + sum(accepted), accepted=tuple(accepted)
+            self.iteration,
+            self.at_ns,
+            took,
+            batch_size,
+            gamma,
+            self.count(batch_size, accepted),
+            accepted=tuple(accepted),
         )._replace(**changes)
         self.gammas.append(gamma)
         decision = self.policy.telemetry(self.hello.sender, record)

@@ -41,6 +41,42 @@ def test_a_size_never_seen_is_right_from_its_first_iterations():
     assert Counter(scheduler.gammas[before:])[0] > 45
 
 
+class Trimming(Scheduler):
+    """Verifies eight drafts of a batch and no more, whichever γ; the others' luck it tells all the same."""
+
+    def step(self, batch_size, **changes):
+        drafts = batch_size * self.plan.gamma_for(batch_size)
+        self.share = min(1.0, 8 / max(1, drafts))
+        return super().step(batch_size, **changes)
+
+    def cost_ns(self, batch_size, gamma):
+        return super().cost_ns(batch_size, 0) + int(1e6 * gamma + 0.3e6 * min(8, batch_size * gamma))
+
+    def count(self, batch_size, accepted):
+        return batch_size + round(self.share * sum(accepted))
+
+    def best_gamma(self, batch_size):
+        def rate(gamma):
+            drafts = batch_size * sum(self.acceptance**i for i in range(1, gamma + 1))
+            kept = drafts * min(1.0, 8 / max(1, batch_size * gamma))
+            return (batch_size + kept) / self.cost_ns(batch_size, gamma)
+
+        return max(self.hello.candidates, key=rate)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 32])
+def test_drafts_that_are_not_verified_are_no_tokens(size):
+    """Their acceptance is known, and 32 requests would have twice the tokens of γ=0 if all counted."""
+    scheduler = Trimming(Model(seed=1), make_hello(), seed=1)
+    for _ in range(800):
+        scheduler.step(size)
+    assert scheduler.decisions[-1].trim
+    assert Counter(scheduler.gammas[200:])[scheduler.best_gamma(size)] > 0.9 * 600
+    assert scheduler.best_gamma(1) == 5 and scheduler.best_gamma(32) == 0
+    [pool] = scheduler.policy.pools.values()
+    assert pool.acceptance.rates()[0][0] == pytest.approx(scheduler.acceptance, abs=0.05)
+
+
 def test_exploration_is_bounded_and_may_be_forbidden():
     def tries(explore):
         policy = Model(ModelParams(explore=explore))
@@ -148,10 +184,10 @@ def test_state_survives_save_and_load():
 
 
 def test_an_older_or_damaged_state_is_refused_with_a_message():
-    with pytest.raises(ValueError, match="version 0; this is version 1"):
-        Model().load({"version": 0, "pools": []})
+    with pytest.raises(ValueError, match="version 1; this is version 2"):
+        Model().load({"version": 1, "pools": []})
     with pytest.raises(ValueError, match="can't be read"):
-        Model().load({"version": 1, "pools": [{"no": "key"}]})
+        Model().load({"version": 2, "pools": [{"no": "key"}]})
     saved = drive().policy.save()
     saved["pools"][0]["state"]["latency"]["cells"][0][2] = -1
     policy = Model()

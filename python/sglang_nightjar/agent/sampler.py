@@ -5,6 +5,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from sglang_nightjar.agent.selector import Launch
+from sglang_nightjar.cpu import trim
 from sglang_nightjar.draft import residency
 from sglang_nightjar.patches.seams import Seam
 
@@ -51,6 +52,8 @@ class DecodeSample(NamedTuple):
     Attributes:
         width: tokens verified per request, γ + 1; None without speculation.
         correct: accepted draft tokens of each request.
+        likely: the same with those that were left out of verification, where these would likely be accepted; None if
+            none was left out.
         overhead_ns: what the agent cost the scheduler's thread in the iteration before.
         after_idle: the scheduler had nothing to run before it.
         residency, lag_max, lag_total: as in `Telemetry`.
@@ -68,6 +71,7 @@ class DecodeSample(NamedTuple):
     residency: int = 0
     lag_max: int = 0
     lag_total: int = 0
+    likely: list[int] | None = None
 
 
 class Pressure(NamedTuple):
@@ -123,6 +127,7 @@ class Sampler:
                 overhead_ns,
                 after_idle,
                 *residency.report(),
+                trim.told(result),
             )
         )
 

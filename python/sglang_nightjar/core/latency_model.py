@@ -54,7 +54,7 @@ _GROWTH_SHARE = 0.2
 _DRIFT = 0.0004**2
 _OCTAVE = np.log2(SIZES)
 #: How much a cell's factor says about another of the same γ: half an octave away a third.
-_NEIGHBOURS = np.exp(-(((_OCTAVE[:, None] - _OCTAVE[None, :]) / 0.5) ** 2)) * (1 - np.eye(len(SIZES)))
+NEIGHBOURS = np.exp(-(((_OCTAVE[:, None] - _OCTAVE[None, :]) / 0.5) ** 2)) * (1 - np.eye(len(SIZES)))
 
 
 def bucket(batch_size: int) -> int:
@@ -213,8 +213,8 @@ class LatencyModel:
         factor[index, column] = np.log(ns / np.maximum(expected, 1.0))
         weight[index, column] = effective / (1.0 + age / 20_000)
         noise[index, column] = spread**2 / effective + _DRIFT * age
-        near = _NEIGHBOURS @ np.minimum(weight, 20.0)
-        shared = (_NEIGHBOURS @ (np.minimum(weight, 20.0) * factor)) / (near + own)
+        near = NEIGHBOURS @ np.minimum(weight, 20.0)
+        shared = (NEIGHBOURS @ (np.minimum(weight, 20.0) * factor)) / (near + own)
         correction = (weight * factor + own * shared) / (weight + own)
         grid = self._grid
         grid[:, -1] = self.context_per_request * grid[:, 3]

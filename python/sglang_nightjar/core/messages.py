@@ -120,8 +120,9 @@ class Telemetry(NamedTuple):
         residency: a `Residency`.
         cuda_graph: 1 if the target ran from a CUDA graph.
         plan_id: plan whose γ this was; 0 is the fallback.
-        accepted: at position i the number of requests whose i-th draft token was accepted; ``gamma`` long, or empty if
-            the scheduler can't tell.
+        accepted: at position i the number of requests whose i-th draft token was accepted, or was left out of
+            verification (`Plan.trim`) and would have been, as a coin with the draft's own probability says: together
+            at least ``committed - batch_size``. ``gamma`` long, or empty if the scheduler can't tell.
     """
 
     iteration: int

@@ -35,10 +35,10 @@ def worth(
 ) -> np.ndarray:
     """float64[sizes, gammas]; larger is better, comparable within a row.
 
-    ``ns`` [sizes, gammas]: an iteration. ``tokens``, ``variance`` [gammas]: of the tokens per request of an iteration.
-    ``arrivals_per_ns``: requests. ``prefill_share``: of the time.
+    ``ns`` [sizes, gammas]: an iteration. ``tokens``, ``variance`` of the tokens per request of an iteration, the
+    same or [gammas]. ``arrivals_per_ns``: requests. ``prefill_share``: of the time.
     """
-    rate = sizes[:, None] * tokens[None, :] / ns
+    rate = sizes[:, None] * tokens / ns
     if objective.kind == "latency":
         # B requests wait an iteration, and those that arrive meanwhile wait half of it: time waited per token.
         return np.asarray(rate / (1.0 + arrivals_per_ns * ns / (2.0 * sizes[:, None])))
@@ -46,7 +46,7 @@ def worth(
         wall = ns / max(0.05, 1.0 - prefill_share)
         needed = wall / objective.tpot_ns
         deviation = np.sqrt(variance * tokens / _SLO_TOKENS) + 1e-3
-        z = np.clip((tokens[None, :] - needed) / deviation[None, :], -30.0, 30.0)
+        z = np.clip((tokens - needed) / deviation, -30.0, 30.0)
         # The logistic curve that is nearest to the normal distribution's.
         return np.asarray(rate * np.maximum(_MISSED, 1.0 / (1.0 + np.exp(-1.702 * z))))
     return np.asarray(rate)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sglang_nightjar.core.draft_acceptance import DraftAcceptance, expected_tokens
+from sglang_nightjar.core.kept_share import KeptShare
 from sglang_nightjar.core.latency_model import SIZES, LatencyModel, bucket
 from sglang_nightjar.core.messages import LONGEST_ITERATION_NS, Residency, Telemetry
 from sglang_nightjar.core.objective import Objective, worth
@@ -41,6 +42,7 @@ class Speculation:
         self.gammas, self.objective = gammas, objective
         self.latency = LatencyModel(gammas)
         self.acceptance = DraftAcceptance(gammas[-1])
+        self.kept = KeptShare(len(gammas))
         self.catch_up, self.prefill = Line(), Line()
         self.mean: list[list[float]] = [[0.0] * len(gammas) for _ in SIZES]
         self.optimistic = self.mean
@@ -59,6 +61,8 @@ class Speculation:
             self.acceptance.iterations += 1
         elif len(record.accepted) == gamma and _sane(record.accepted, size):
             drifted = self.acceptance.add(size, record.accepted)
+            likely = sum(record.accepted)
+            self.kept.add(at(size), self.gammas.index(gamma), max(0, record.committed - size), likely)
         if 0 < ns <= LONGEST_ITERATION_NS:
             shared = record.prefill_tokens > 0
             self.stalls.add(shared, ns)
@@ -110,15 +114,17 @@ class Speculation:
         rates = self.acceptance.rates()
         tokens = np.array(expected_tokens([rate for rate, _ in rates], self.gammas))
         variance = np.array(_token_variance([rate for rate, _ in rates], self.gammas))
-        deviation = np.array(_token_deviation(rates, self.gammas)) / tokens
+        kept = self.kept.shares()
+        tokens, variance = 1.0 + kept * (tokens - 1.0), kept * variance
+        deviation = kept * np.array(_token_deviation(rates, self.gammas)) / tokens
         # Bounds of an objective and prefills are times as they are at present.
         ns = self.latency.present_ns
         ns = ns + self.stalls.added_ns(ns, self.prefill.expected(0) or 0.0)
         mean = worth(self.objective, _SIZES, ns, tokens, variance, self.arrivals_per_ns, self.stalls.share)
-        unsure = np.sqrt(deviation[None, :] ** 2 + self.latency.deviation**2)
+        unsure = np.sqrt(deviation**2 + self.latency.deviation**2)
         most = np.array(self.gammas, float) + 1.0
         self.mean, self.best = mean.tolist(), mean.argmax(1).tolist()
-        self.optimistic = (mean * np.minimum(1.0 + _OPTIMISM * unsure, 1.2 * (most / tokens)[None, :])).tolist()
+        self.optimistic = (mean * np.minimum(1.0 + _OPTIMISM * unsure, 1.2 * most / tokens)).tolist()
         self.version += 1
 
     def state(self) -> dict[str, Any]:
@@ -126,11 +132,12 @@ class Speculation:
         return {
             "latency": self.latency.state(),
             "acceptance": [[p.trials, p.hits] for p in self.acceptance.positions],
+            "kept": self.kept.state(),
             "catch_up": self.catch_up.sums,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up a saved state. Raises ValueError, KeyError or TypeError for nonsense, and then nothing changed."""
+        """Take up a saved state. Raises ValueError, LookupError or TypeError for nonsense, and then nothing changed."""
         latency = LatencyModel(self.gammas)
         latency.restore(state["latency"])
         acceptance = DraftAcceptance(self.gammas[-1])
@@ -144,11 +151,13 @@ class Speculation:
             # The load may be another one by now: believed, but not for long.
             scale = min(1.0, 200.0 / max(trials[2], 1.0))
             position.trials, position.hits = [0.0, 0.0, trials[2] * scale], [0.0, 0.0, hits[2] * scale]
+        kept = KeptShare(len(self.gammas))
+        kept.restore(state["kept"])
         catch_up = Line()
         catch_up.sums = [float(value) for value in state["catch_up"]]
         if len(catch_up.sums) != 5 or not all(0 <= value < 1e30 for value in catch_up.sums):
             raise ValueError(f"catch-up sums {catch_up.sums}")
-        self.latency, self.acceptance, self.catch_up = latency, acceptance, catch_up
+        self.latency, self.acceptance, self.kept, self.catch_up = latency, acceptance, kept, catch_up
         self.fit()
 
 

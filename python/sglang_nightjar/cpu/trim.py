@@ -6,6 +6,9 @@ and the draft head says how likely: where it gives its token a probability p, so
 drafts of all requests are sorted by that chance, and verified is the beginning of the list that yields most tokens per
 second. TETRIS (arXiv 2502.15197) sorts so too, for a number of rows that is given; here the number follows from what a
 row costs on this machine, and it is 0 where none pays.
+
+What is left out is not judged, and judged are the likely ones: who counted only these would think the draft better than
+it is, and of all drafts worse. So for those left out a coin with the draft's probability decides what is told of them.
 """
 
 from collections.abc import Callable
@@ -16,12 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-# Where a verification's input has what is left of it.
-_KEPT = "nightjar_kept"
+# Where a verification's input has what is left of it, and its result what `likely_accepted` says.
+_KEPT, _LIKELY = "nightjar_kept", "nightjar_likely"
 
 #: Rows of the passes that are timed; in between a pass takes what lies between.
 _ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 _TIMES = 3
+#: Not torch's own generator, from which SGLang draws tokens.
+_coins = np.random.default_rng(0)
 #: Of a new iteration in `PassTimes.rest_ns`.
 _FADE = 0.1
 
@@ -33,10 +38,12 @@ class Kept:
     Attributes:
         lengths: int64 ``[batch]``, how many each request has: its bonus token, and the first of its drafts.
         rows: int64 ``[kept]``, their places among all ``batch * (γ + 1)`` rows.
+        chances: float ``[batch, γ]``, as `keep` took them.
     """
 
     lengths: torch.Tensor
     rows: torch.Tensor
+    chances: torch.Tensor
 
 
 class PassTimes:
@@ -83,6 +90,30 @@ def leave(verify_input: Any, kept: Kept | None) -> None:
     setattr(verify_input, _KEPT, kept)
 
 
+def tell(result: Any, kept: Kept) -> None:
+    """Note on a verification's ``GenerationBatchResult`` how many drafts were, or would have been, accepted."""
+    accepted = result.accept_lens.cpu().to(torch.int64) - 1
+    setattr(
+        result, _LIKELY, likely_accepted(accepted, kept, torch.from_numpy(_coins.random(kept.chances.shape))).tolist()
+    )
+
+
+def told(result: Any) -> list[int] | None:
+    """What `tell` noted; None if everything was verified."""
+    return getattr(result, _LIKELY, None)
+
+
+def likely_accepted(accepted: torch.Tensor, kept: Kept, coins: torch.Tensor) -> torch.Tensor:
+    """Drafts of each request that were accepted, or would have been if the chain had not been cut, int64 ``[batch]``.
+
+    ``accepted`` int64 ``[batch]``; ``coins`` float ``[batch, γ]``, uniform in 0 to 1.
+    """
+    depth = torch.arange(coins.shape[1])
+    verified = depth < kept.lengths[:, None] - 1
+    passes = torch.where(verified, depth < accepted[:, None], coins < kept.chances)
+    return passes.to(torch.int64).cumprod(1).sum(1)
+
+
 def shrink(forward_batch: Any, kept: Kept) -> None:
     """Take the other rows out of the ``ForwardBatch`` of a verification."""
     for name in ("input_ids", "positions", "out_cache_loc"):
@@ -105,4 +136,4 @@ def keep(chances: torch.Tensor, times: PassTimes) -> Kept | None:
     verified = np.zeros(batch * gamma, dtype=bool)
     verified[order[:best]] = True
     mask = np.concatenate((np.ones((batch, 1), dtype=bool), verified.reshape(gamma, batch).T), axis=1)
-    return Kept(torch.from_numpy(mask.sum(axis=1)), torch.from_numpy(np.flatnonzero(mask)))
+    return Kept(torch.from_numpy(mask.sum(axis=1)), torch.from_numpy(np.flatnonzero(mask)), chances)
