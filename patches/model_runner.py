@@ -55,9 +55,11 @@ def share_noise(output: Any, runner: Any, forward_batch: Any, *arguments: Any, *
         if is_prompt(forward_batch.forward_mode):
             noise.dice.roll(forward_batch.req_pool_indices)
         return
+    logits, requests = output.logits_output.next_token_logits, len(forward_batch.req_pool_indices)
     chain_sampling.draw_drafts_(
-        output.logits_output.next_token_logits,
+        logits,
         info,
+        torch.arange(requests).repeat_interleave(len(logits) // requests),
         drawing_positions(forward_batch),
         forward_batch.req_pool_indices,
         getattr(runner.model, "hot_token_id", None),

@@ -209,7 +209,7 @@ def draw_and_verify(target: torch.Tensor, draft: torch.Tensor, vocabulary: torch
     slots = torch.arange(DRAWS)
     noise.dice.roll(slots)
     logits = draft.repeat(DRAWS, 1)
-    chain_sampling.draw_drafts_(logits, settings, torch.full((DRAWS,), 4), slots, vocabulary)
+    chain_sampling.draw_drafts_(logits, settings, torch.arange(DRAWS), torch.full((DRAWS,), 4), slots, vocabulary)
     drafts = vocabulary[logits.argmax(-1)]
     rows = target.repeat(2 * DRAWS, 1)
     positions = torch.tensor([5, 6]).repeat(DRAWS)
@@ -246,7 +246,7 @@ def test_a_perfect_draft_is_always_accepted_and_greedy_ones_keep_their_logits():
     assert torch.equal(drafts, drawn[:, 0])
     logits = torch.randn(4, VOCAB)
     before = logits.clone()
-    chain_sampling.draw_drafts_(logits, info(4, top_k=[1, 1 << 30] * 2), torch.arange(4), torch.arange(4), None)
+    chain_sampling.draw_drafts_(logits, info(4, top_k=[1, 1 << 30] * 2), *[torch.arange(4)] * 3, None)
     assert torch.equal(logits[::2], before[::2]) and not torch.equal(logits[1::2], before[1::2])
 
 

@@ -15,6 +15,7 @@ class Times(trim.PassTimes):
     """A pass of ``fixed`` ns, and ``slope`` for each row above ``free``."""
 
     def __init__(self, fixed: float, slope: float, free: int):
+        self.least_chance = 0.0
         self._of = lambda rows: fixed + slope * np.maximum(0, rows - free)
 
     def ns(self, first: int, last: int) -> np.ndarray:
@@ -92,3 +93,28 @@ def test_what_was_left_out_counts_as_often_as_the_draft_thinks_it_would_be_accep
     reached = [float((likely > position).double().mean()) for position in range(3)]
     assert reached == pytest.approx([0.9, 0.54, 0.162], abs=0.008)
     assert float(accepted.double().mean()) < 0.65 * sum(reached)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 6), st.integers(2, 4), st.integers(0, 2**32 - 1))
+def test_whoever_ends_unlikely_chains_leaves_out_what_would_be_left_out_anyway(
+    batch: int, gamma: int, seed: int
+) -> None:
+    """Where every row costs the same, what a draft must be worth is the same before and behind it."""
+    chances = torch.from_numpy(np.random.default_rng(seed).random((batch, gamma)))
+    times = Times(20.0, 1.0, 0)
+    whole = trim.keep(chances, times)
+    reached = chances.cumprod(1)
+    ended = torch.where(torch.cat((torch.ones(batch, 1), reached[:, :-1]), dim=1) >= times.least_chance, chances, 0.0)
+    lengths = [trim.keep(each, times) for each in (chances, ended)]
+    assert (lengths[0] is None) == (lengths[1] is None) == (whole is None)
+    assert whole is None or torch.equal(lengths[0].lengths, lengths[1].lengths)
+
+
+def test_how_likely_a_draft_has_to_be_follows_from_what_rows_cost() -> None:
+    chances = torch.full((4, 2), 0.5)
+    free, dear = Times(100.0, 0.0, 0), Times(0.0, 10.0, 0)
+    trim.keep(chances, free)
+    trim.keep(chances, dear)
+    # Where a pass takes ten times as long with ten rows, a draft must be as good as a request's own token.
+    assert free.least_chance == 0.0 and dear.least_chance == pytest.approx(1.0)

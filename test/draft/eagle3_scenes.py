@@ -22,10 +22,11 @@ def trimmed(one: OneScheduler) -> dict[str, Any]:
     drafts were accepted, and would have been."""
     from sglang_nightjar.cpu import trim
 
-    rows, told, keep, tell = [], [], trim.keep, trim.tell
+    rows, told, ended, keep, tell = [], [], [], trim.keep, trim.tell
 
     def dear(chances: torch.Tensor, times: trim.PassTimes) -> trim.Kept | None:
         kept = keep(chances, times)
+        ended.append(int((chances == 0).sum()))
         every = chances.shape[0] * (chances.shape[1] + 1)
         rows.append((every, every if kept is None else len(kept.rows)))
         return kept
@@ -37,7 +38,7 @@ def trimmed(one: OneScheduler) -> dict[str, Any]:
     worker = one.scheduler.draft_worker.draft_worker
     measured = worker.nightjar_eagle3._times
     worker.nightjar_eagle3._times = SimpleNamespace(
-        ns=lambda first, last: np.arange(first, last + 1) + 4.0, note=lambda ns, rows: None
+        ns=lambda first, last: np.arange(first, last + 1) + 4.0, note=lambda ns, rows: None, least_chance=0.0
     )
     trim.keep, trim.tell, texts = dear, overheard, {}
     for one.trim in (False, True):
@@ -51,7 +52,7 @@ def trimmed(one: OneScheduler) -> dict[str, Any]:
     every, left = (sum(column) for column in zip(*rows, strict=True))
     accepted, likely = (sum(column) for column in zip(*told, strict=True))
     return {"texts": texts, "rows": every, "left": left, "measured": measured.ns(1, 100).tolist()} | {
-        "verifications cut short": len(told), "accepted": accepted, "likely": likely,
+        "verifications cut short": len(told), "accepted": accepted, "likely": likely, "never made": sum(ended),
     }  # fmt: skip
 
 

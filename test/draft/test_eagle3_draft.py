@@ -30,7 +30,9 @@ def test_texts_are_the_same_where_drafts_that_do_not_pay_are_left_out(scenes: di
     found = scenes["trimmed"]
     assert found["texts"][True] == found["texts"][False]
     assert 0.3 < found["left"] / found["rows"] < 0.95
-    assert found["verifications cut short"] > 20 and 0 < found["accepted"] < found["likely"]
+    assert (
+        found["never made"] > 20 and found["verifications cut short"] > 20 and 0 < found["accepted"] < found["likely"]
+    )
     assert sorted(found["measured"]) == found["measured"] and found["measured"][0] > 1000
 
 

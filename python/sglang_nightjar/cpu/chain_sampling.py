@@ -84,6 +84,7 @@ def _draw_with_seeds(logits: torch.Tensor, info: Any, per_row: Any, positions: t
 def draw_drafts_(
     logits: torch.Tensor,
     sampling_info: Any,
+    owners: torch.Tensor,
     positions: torch.Tensor,
     slots: torch.Tensor,
     vocabulary: torch.Tensor | None,
@@ -91,15 +92,15 @@ def draw_drafts_(
     """Adds noise to a draft head's logits, in place, so that their argmax is a draw from its distribution.
 
     Args:
-        logits: float32 ``[batch * width, draft vocab]``.
+        logits: float32 ``[rows, draft vocab]``.
         sampling_info: SGLang's ``SamplingBatchInfo`` of the batch; with seeds nothing is done.
-        positions: int64 ``[batch * width]``, the draft's positions. The draft reads a token one place further on than
+        owners: int64 ``[rows]``, the index of each row's request.
+        positions: int64 ``[rows]``, the draft's positions. The draft reads a token one place further on than
             the target does at the same position, so what it proposes at t is verified by the target's row at t + 1.
         slots: int64 ``[batch]``, the requests' rows in ``req_to_token``.
         vocabulary: the target's id of every draft token, int64 ``[draft vocab]``; None if they are the same.
     """
     if sampling_info.is_all_greedy or sampling_info.sampling_seed is not None:
         return
-    width = logits.shape[0] // slots.numel()
-    keys = noise.dice.keys(torch.repeat_interleave(slots, width), positions + 1)
-    noise.add_gumbel_(logits, torch.repeat_interleave(temperatures_of(sampling_info), width), keys, vocabulary)
+    keys = noise.dice.keys(slots[owners], positions + 1)
+    noise.add_gumbel_(logits, temperatures_of(sampling_info)[owners], keys, vocabulary)

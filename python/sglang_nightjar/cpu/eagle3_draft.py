@@ -12,6 +12,7 @@ are the same, bit by bit.
 import functools
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from sglang_nightjar.draft import inputs
 from sglang_nightjar.draft.extend import FirstDrafts
 
 logger = logging.getLogger(__name__)
+
+#: Of an iteration in the usual chance of a draft.
+_FADE = 0.02
 
 
 def stack_of(model: Any) -> LlamaStack | None:
@@ -137,6 +141,8 @@ class Eagle3Draft:
         self.trims = False
         # When the last verification began, if the next one follows it at once, and its rows.
         self._verified: tuple[int, int] | None = None
+        # By position, the mean chance of the drafts made there: of one that was not made nothing else is known.
+        self._usual_chance: dict[int, float] = {}
         # Further layers read every row of the one before.
         self.needs_last_alone = len(self._model.model.layers) == 1
 
@@ -190,7 +196,7 @@ class Eagle3Draft:
         states, carried = run_layers_on(model, self._stack, residual, first_input, positions, slots, seen, pool)
         if not drafts:
             return None
-        drawn, chances = self._draw(states[last], batch.sampling_info, positions[last], rows)
+        drawn, chances = self._draw(states[last], batch.sampling_info, torch.arange(len(rows)), positions[last], rows)
         return FirstDrafts(drawn, chances, carried[last])
 
     def verify_input(self, batch: Any) -> Any:
@@ -202,7 +208,8 @@ class Eagle3Draft:
         if before is not None and self._times is not None:
             self._times.note(began - before[0], before[1])
         self._verified = None
-        drafts, chances = self._chain(batch)
+        times = self._times if self.trims and chain_verify.can_leave_rows_out(batch) else None
+        drafts, chances = self._chain(batch, 0.0 if times is None else times.least_chance)
         verify_input = build_eagle_verify_input(
             batch,
             batch.spec_info,
@@ -217,8 +224,10 @@ class Eagle3Draft:
             tree_mask_mode=worker.tree_mask_mode,
             device=worker.device,
         )
-        if self.trims and self._times is not None and chain_verify.can_leave_rows_out(batch):
-            kept = trim.keep(chances, self._times)
+        if times is not None:
+            kept = trim.keep(chances, times)
+            if kept is not None:
+                kept = replace(kept, chances=self._with_usual(chances))
             trim.leave(verify_input, kept)
             self._verified = began, drafts.numel() + size if kept is None else len(kept.rows)
         return verify_input
@@ -240,27 +249,51 @@ class Eagle3Draft:
         )
         last = accepted.cumsum(0) - 1
         following = result.next_draft_input
-        following.topk_index, following.topk_p = self._draw(states[last], batch.sampling_info, positions[last], rows)
+        following.topk_index, following.topk_p = self._draw(
+            states[last], batch.sampling_info, torch.arange(len(rows)), positions[last], rows
+        )
         following.hidden_states = carried[last]
 
-    def _chain(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def _chain(self, batch: Any, least: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Each request's drafts, int64 ``[batch, γ]``, the first of which the last iteration has drawn; and how likely
-        each is to be accepted, float32 ``[batch, γ]``."""
-        steps = self._worker.speculative_num_steps
+        each is to be accepted, float32 ``[batch, γ]``.
+
+        A chain that is accepted as a whole with less than ``least`` is not gone on with: from there its chances are 0.
+        """
+        steps, info = self._worker.speculative_num_steps, batch.spec_info
         rows, lens = batch.req_pool_indices.to(torch.int64), batch.seq_lens.to(torch.int64)
         table = batch.req_to_token_pool.req_to_token
         slots = table[rows[:, None], lens[:, None] + torch.arange(steps)].to(torch.int64)
-        hidden, tokens = batch.spec_info.hidden_states, self._target_ids(batch.spec_info.topk_index)
-        chain, chances = [tokens], [batch.spec_info.topk_p]
-        for step in range(steps - 1):
-            positions = lens + step
-            seen = AttentionBatch(table, rows, positions + 1, None)
-            states, hidden = self._run(tokens.flatten(), positions, slots[:, step].contiguous(), hidden, seen)
-            drawn, chance = self._draw(states, batch.sampling_info, positions, rows)
-            tokens = self._target_ids(drawn)
-            chain.append(tokens)
-            chances.append(chance)
-        return torch.cat(chain, dim=1), torch.cat(chances, dim=1)
+        hidden, tokens, chance = info.hidden_states, self._target_ids(info.topk_index), info.topk_p
+        chain = torch.zeros(len(rows), steps, dtype=torch.int64)
+        chances = torch.zeros(len(rows), steps)
+        chain[:, :1], chances[:, :1] = tokens, chance
+        going, reached = torch.arange(len(rows)), chance
+        for step in range(1, steps):
+            if least > 0:
+                likely = (reached >= least).flatten()
+                going, reached, tokens, hidden = going[likely], reached[likely], tokens[likely], hidden[likely]
+                if not going.numel():
+                    break
+            positions = lens[going] + step - 1
+            seen = AttentionBatch(table, rows[going], positions + 1, None)
+            states, hidden = self._run(tokens.flatten(), positions, slots[going, step - 1], hidden, seen)
+            drawn, chance = self._draw(states, batch.sampling_info, going, positions, rows)
+            tokens, reached = self._target_ids(drawn), reached * chance
+            chain[going, step], chances[going, step] = tokens.flatten(), chance.flatten()
+        return chain, chances
+
+    def _with_usual(self, chances: torch.Tensor) -> torch.Tensor:
+        """``chances`` as `_chain` has them, with what is usual in the place of drafts that were not made."""
+        chances = chances.clone()
+        for position, column in enumerate(chances.T):
+            made = column > 0
+            if bool(made.any()):
+                mean = float(column[made].mean())
+                usual = self._usual_chance.get(position, mean)
+                self._usual_chance[position] = usual + _FADE * (mean - usual)
+            column[~made] = self._usual_chance.get(position, 0.0)
+        return chances
 
     def _run(
         self,
@@ -282,13 +315,18 @@ class Eagle3Draft:
         )
 
     def _draw(
-        self, states: torch.Tensor, sampling_info: Any, positions: torch.Tensor, rows: torch.Tensor
+        self,
+        states: torch.Tensor,
+        sampling_info: Any,
+        owners: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """From one state of each request ``[batch, hidden]``: the draft's own ids int64 ``[batch, 1]``, and the
-        probability that it gives each, float32 ``[batch, 1]`` (1 where nobody asks)."""
+        """From states ``[rows, hidden]``: the draft's own ids int64 ``[rows, 1]``, and the probability that it gives
+        each, float32 ``[rows, 1]`` (1 where nobody asks). The rest is as `chain_sampling.draw_drafts_` has it."""
         logits = packed_linear.packed(self._model.lm_head.weight).linear(states)[:, : self._vocabulary].contiguous()
         without_noise = logits.clone() if self.trims and not sampling_info.is_all_greedy else logits
-        chain_sampling.draw_drafts_(logits, sampling_info, positions, rows, self._worker.hot_token_id)
+        chain_sampling.draw_drafts_(logits, sampling_info, owners, positions, slots, self._worker.hot_token_id)
         drawn = chain_verify.argmax(logits)[:, None]
         if not self.trims:
             return drawn, torch.ones_like(drawn, dtype=torch.float32)

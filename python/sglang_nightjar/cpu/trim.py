@@ -7,6 +7,9 @@ drafts of all requests are sorted by that chance, and verified is the beginning 
 second. TETRIS (arXiv 2502.15197) sorts so too, for a number of rows that is given; here the number follows from what a
 row costs on this machine, and it is 0 where none pays.
 
+A chain whose drafts have become too unlikely for that is not gone on with either: the next draft would be less likely
+still (SVIP, arXiv 2411.18462, ends chains so, at an entropy that is given).
+
 What is left out is not judged, and judged are the likely ones: who counted only these would think the draft better than
 it is, and of all drafts worse. So for those left out a coin with the draft's probability decides what is told of them.
 """
@@ -29,6 +32,8 @@ _TIMES = 3
 _coins = np.random.default_rng(0)
 #: Of a new iteration in `PassTimes.rest_ns`.
 _FADE = 0.1
+#: Rows by which a pass is compared with a longer one, to say what a row more would take.
+_FURTHER = 8
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class PassTimes:
 
     Attributes:
         rest_ns: what it takes besides the target's pass: drafting, sampling, SGLang; as of the last iterations.
+        least_chance: how likely a draft had to be in the last verification to be worth a row of it.
     """
 
     def __init__(self, run: Callable[[int], None]):
@@ -60,7 +66,7 @@ class PassTimes:
         # What was in a pass' way makes it longer, never shorter.
         self._ns = np.minimum.accumulate(shortest[::-1])[::-1]
         self._per_row = (self._ns[-1] - self._ns[-3]) / (_ROWS[-1] - _ROWS[-3])
-        self.rest_ns = 0.0
+        self.rest_ns = self.least_chance = 0.0
 
     def note(self, iteration_ns: int, rows: int) -> None:
         """An iteration that verified ``rows`` rows took so long."""
@@ -123,14 +129,17 @@ def shrink(forward_batch: Any, kept: Kept) -> None:
 def keep(chances: torch.Tensor, times: PassTimes) -> Kept | None:
     """What to verify of chains whose drafts are accepted, each given those in front of it, with ``chances``.
 
-    ``chances`` is float ``[batch, γ]``, γ at least 1. None if all of it.
+    ``chances`` is float ``[batch, γ]``, γ at least 1. None if all of it. Notes ``times.least_chance``.
     """
     batch, gamma = chances.shape
     # Sorted from the front of the chains to their ends: of equal chances, the earlier draft comes first.
     reached = np.minimum(chances.double().numpy(), 1.0).cumprod(axis=1).T.ravel()
     order = np.argsort(-reached, kind="stable")
     tokens = batch + np.concatenate(([0.0], reached[order].cumsum()))
-    best = int(np.argmax(tokens / times.ns(batch, batch * (gamma + 1))))
+    ns = times.ns(batch, batch * (gamma + 1))
+    best = int(np.argmax(tokens / ns))
+    further = min(best + _FURTHER, batch * gamma)
+    times.least_chance = float(tokens[best] / ns[best] * (ns[further] - ns[best]) / max(1, further - best))
     if best == batch * gamma:
         return None
     verified = np.zeros(batch * gamma, dtype=bool)
