@@ -98,6 +98,16 @@ def test_too_little_is_refused(log, tmp_path):
         fit(short)
 
 
+def test_iterations_that_were_cut_short_are_refused(log, tmp_path):
+    cut, lines = tmp_path / "cut.jsonl", log.read_bytes().splitlines()
+    told = orjson.loads(next(line for line in reversed(lines) if orjson.loads(line)["frame"]["records"][0][-1]))
+    [record] = told["frame"]["records"]
+    record[-1][0], record[5] = record[3], record[3]
+    cut.write_bytes(b"\n".join([*lines, orjson.dumps(told)]))
+    with pytest.raises(ConfigError, match="trim: false"):
+        fit(cut)
+
+
 def test_commands(log, tmp_path, capsys):
     file = tmp_path / "server.yaml"
     assert cli.main(["simulate", "fit", str(log), "-o", str(file)]) == 0

@@ -48,8 +48,13 @@ class Fit:
 
 
 def fit(log: Path, name: str = "") -> Fit:
-    """Fit the log at ``log`` (also .gz). Raises ConfigError if it holds too little."""
+    """Fit the log at ``log`` (also .gz). Raises ConfigError if it holds too little, or iterations cut short."""
     hello, records = read(log)
+    if any(sum(record.accepted) > record.committed - record.batch_size for record in records):
+        raise ConfigError(
+            f"{log}: iterations that verified fewer drafts than γ says (trim: true), so their times don't tell what a "
+            "row costs; log a policy with trim: false"
+        )
     plain = steady(records)
     if hello is None or len(plain) < _FEWEST or len({(r.batch_size, r.gamma) for r in plain}) < 3:
         raise ConfigError(
