@@ -1,6 +1,6 @@
 """One pass through the demo target's layers, with random weights: this checkout's kernels, or against another's.
 
-python -m bench.cpu_step.stack [--against DIR]
+python -m bench.cpu_step.stack [--against DIR] [--weights float32|bfloat16]
 """
 
 import argparse
@@ -26,15 +26,15 @@ SETTLE_S = 0.02
 class Stack:
     """The layers, and a cache in which every request has ``context`` positions and room for a chain."""
 
-    def __init__(self, context: int):
+    def __init__(self, context: int, weights: torch.dtype):
         kernels.load()
         most = max(requests for requests, _ in BATCHES)
         length = context + max(new for _, new in BATCHES)
         cache = torch.randn(LAYERS, 2, most * length, KV_HEADS, DIM) * 0.1
         tensors = []
         for keys, values in cache:
-            qkv, o = _packed((HEADS + 2 * KV_HEADS) * DIM, HIDDEN), _packed(HIDDEN, HEADS * DIM)
-            gate_up, down = _packed(2 * INNER, HIDDEN), _packed(HIDDEN, INNER)
+            shapes = ((HEADS + 2 * KV_HEADS) * DIM, HIDDEN), (HIDDEN, HEADS * DIM), (2 * INNER, HIDDEN), (HIDDEN, INNER)
+            qkv, o, gate_up, down = (_packed(*shape, weights) for shape in shapes)
             tensors += [torch.ones(HIDDEN), qkv, o, torch.ones(HIDDEN), gate_up, down, keys, values]
         angles = torch.outer(torch.arange(length).float(), 1e-4 ** (torch.arange(DIM // 2) / (DIM // 2)))
         cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1)
@@ -65,15 +65,16 @@ class Stack:
         return 1e3 * (time.perf_counter() - start)
 
 
-def _packed(out: int, width: int) -> torch.Tensor:
-    return packed_linear.Packed(torch.randn(out, width) * 0.02).weight
+def _packed(out: int, width: int, kind: torch.dtype) -> torch.Tensor:
+    return packed_linear.Packed((torch.randn(out, width) * 0.02).to(kind).float()).weight
 
 
 class Checkout:
     """A stack in a process of its own, with the kernels of the environment that ``python`` belongs to."""
 
-    def __init__(self, python: str, context: int):
-        command = [python, str(Path(__file__).resolve()), "--answer", "--context", str(context)]
+    def __init__(self, python: str, context: int, weights: str):
+        options = ["--answer", "--context", str(context), "--weights", weights]
+        command = [python, str(Path(__file__).resolve()), *options]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
 
     def milliseconds(self, requests: int, new: int) -> float:
@@ -93,9 +94,9 @@ class Checkout:
         self._process.wait()
 
 
-def answer(context: int) -> None:
+def answer(context: int, weights: torch.dtype) -> None:
     """Times passes of ``requests new``, a line each, until there is no more input."""
-    stack = Stack(context)
+    stack = Stack(context, weights)
     for line in sys.stdin:
         print(stack.milliseconds(*map(int, line.split())), flush=True)
 
@@ -115,9 +116,9 @@ def spread(times: list[float]) -> str:
     return f"{median(times):.1f} ({min(times):.1f} to {max(times):.1f})"
 
 
-def compare(pythons: list[str], context: int, rounds: int) -> None:
+def compare(pythons: list[str], context: int, weights: str, rounds: int) -> None:
     """Prints a table; checkouts take turns pass by pass, and ratios are those of neighbours."""
-    checkouts = [Checkout(python, context) for python in pythons]
+    checkouts = [Checkout(python, context, weights) for python in pythons]
     both = len(checkouts) > 1
     print("| requests | new positions | rows | this one, ms |" + (" the other, ms | ratio |" if both else ""))
     print("| --- | --- | --- | --- |" + (" --- | --- |" if both else ""))
@@ -139,6 +140,9 @@ def main() -> None:
         "--against", type=Path, metavar="DIR", help="another checkout, with its .venv, to take turns with"
     )
     parser.add_argument("--context", type=int, default=256, help="positions that each request has (default: 256)")
+    parser.add_argument(
+        "--weights", choices=("float32", "bfloat16"), default="float32", help="what holds them exactly (float32)"
+    )
     parser.add_argument("--rounds", type=int, default=20, help="passes of each batch (default: 20)")
     parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -146,9 +150,10 @@ def main() -> None:
     # Threads and huge pages as a server has them; the processes that compute read this when they start.
     threads.configure()
     if args.answer:
-        answer(args.context)
+        answer(args.context, getattr(torch, args.weights))
     else:
-        compare([sys.executable] + ([other_python(args.against)] if args.against else []), args.context, args.rounds)
+        pythons = [sys.executable] + ([other_python(args.against)] if args.against else [])
+        compare(pythons, args.context, args.weights, args.rounds)
 
 
 if __name__ == "__main__":

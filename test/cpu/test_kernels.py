@@ -254,13 +254,13 @@ def test_an_empty_batch_is_no_error():
     check_attention([], [], 9, 3, 64)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_stored_in_half_give_the_bits_that_floats_give(dtype):
-    wide = random(70, 129, seed=2)
+@pytest.mark.parametrize(("dtype", "depth"), [(torch.bfloat16, 130), (torch.bfloat16, 4098), (torch.float16, 129)])
+def test_weights_stored_in_half_give_the_bits_that_floats_give(dtype, depth):
+    wide = random(70, depth, seed=2)
     wide[0, :4] = torch.tensor([0.0, -0.0, 6e-8, -3.1e-5])  # zeros and subnormals of float16
     narrow = wide.to(dtype)
-    for rows in (1, 4, 13):
-        x = random(rows, 129, seed=rows)
+    for rows in (1, 4, 13, 40):
+        x = random(rows, depth, seed=rows)
         of_half = torch.ops.nightjar.packed_linear(x, torch.ops.nightjar.pack_linear_weight(narrow), 70, None)
         of_float = torch.ops.nightjar.packed_linear(x, torch.ops.nightjar.pack_linear_weight(narrow.float()), 70, None)
         assert torch.equal(of_half, of_float)
@@ -271,6 +271,11 @@ def test_only_weights_that_half_holds_exactly_are_stored_so():
     assert narrowest(wide) == torch.float32
     assert narrowest(wide.half().float()) == torch.float16
     assert narrowest(wide.bfloat16().float()) == torch.bfloat16
+    # Pairs of an odd depth can't be.
+    odd = wide[:, :7].bfloat16()
+    assert narrowest(odd.float()) == torch.float16
+    with pytest.raises(RuntimeError, match="odd depth, 7"):
+        torch.ops.nightjar.pack_linear_weight(odd.contiguous())
 
 
 @pytest.mark.parametrize(("cap", "window"), [(30.0, 0), (0.0, 1), (0.0, 5), (5.0, 64)])

@@ -68,8 +68,11 @@ class Packed:
 
 
 def narrowest(weight: torch.Tensor) -> torch.dtype:
-    """The smallest type that holds every value of a float32 ``weight`` exactly."""
+    """The smallest type that holds every value of a float32 ``weight`` exactly, and that it can be packed in."""
     for dtype in (torch.bfloat16, torch.float16):
+        # Bfloat16 is packed in pairs.
+        if dtype == torch.bfloat16 and weight.shape[-1] % 2:
+            continue
         if torch.equal(weight.to(dtype).float(), weight):
             return dtype
     return torch.float32

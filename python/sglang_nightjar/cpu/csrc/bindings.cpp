@@ -39,10 +39,10 @@ Tensor huge_page_buffer(int64_t elements, at::ScalarType type) {
   return at::from_blob(memory, {elements}, [](void* p) { std::free(p); }, at::TensorOptions().dtype(type));
 }
 
-template <typename Weight>
+template <typename Weight, int64_t kSide = 1>
 void pack(const Tensor& weight, Tensor& packed) {
   Team::parallel(1, true, [&](Team::Member& team) {
-    nightjar::pack_weight(team, static_cast<const Weight*>(weight.data_ptr()), weight.size(0), weight.size(1),
+    nightjar::pack_weight<kSide>(team, static_cast<const Weight*>(weight.data_ptr()), weight.size(0), weight.size(1),
                           static_cast<Weight*>(packed.data_ptr()));
   });
 }
@@ -79,7 +79,8 @@ Tensor pack_linear_weight(const Tensor& weight) {
       pack<float>(weight, packed);
       break;
     case nightjar::WeightType::kBFloat16:
-      pack<nightjar::BFloat16>(weight, packed);
+      TORCH_CHECK(shape.in % 2 == 0, "bfloat16 weights of an odd depth, ", shape.in, ", can't be packed");
+      pack<nightjar::BFloat16, 2>(weight, packed);
       break;
     case nightjar::WeightType::kFloat16:
       pack<nightjar::Float16>(weight, packed);

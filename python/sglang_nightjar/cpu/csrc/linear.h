@@ -12,7 +12,8 @@ namespace nightjar {
 enum class WeightType { kFloat, kBFloat16, kFloat16, kTiles, kTilePairs };
 
 // Weights [out, in] as panels [ceil(out / kPanelColumns)][in][kPanelColumns]; missing columns of the last panel are zero.
-// They are stored as `type` and computed with as floats. (Panels for tiles have the same size and another order within.)
+// They are stored as `type` and computed with as floats; of bfloat16 two that follow each other in depth lie side by side.
+// (Panels for tiles have the same size and another order within.)
 struct PackedWeight {
   const void* data;
   WeightType type;
@@ -22,15 +23,23 @@ struct PackedWeight {
   int64_t panels() const { return (out + kPanelColumns - 1) / kPanelColumns; }
 };
 
-template <typename Weight>
+// Weights side by side are `kSide` (1 or 2), of which `in` is a multiple.
+template <int64_t kSide, typename Weight>
 inline void pack_weight(Team::Member& team, const Weight* weight, int64_t out, int64_t in, Weight* packed) {
   team.run((out + kPanelColumns - 1) / kPanelColumns, [&](int64_t p) {
     Weight* panel = packed + p * in * kPanelColumns;
     for (int64_t j = 0; j < kPanelColumns; ++j) {
       const int64_t row = p * kPanelColumns + j;
-      for (int64_t k = 0; k < in; ++k) panel[k * kPanelColumns + j] = row < out ? weight[row * in + k] : Weight{};
+      for (int64_t k = 0; k < in; ++k)
+        panel[(k / kSide * kPanelColumns + j) * kSide + k % kSide] = row < out ? weight[row * in + k] : Weight{};
     }
   });
+}
+
+// Where row k of a panel of packed weights begins.
+template <typename Weight>
+inline const Weight* row_of_panel(const Weight* panel, int64_t k) {
+  return panel + k / kDepthOf<Weight> * kPanelColumns;
 }
 
 // Rows of X that stay in the second-level cache while a thread goes through its panels.
@@ -60,7 +69,7 @@ inline void linear_panel(const float* x, int64_t ldx, int64_t rows, const Weight
   const int64_t tiles = (rows + kHeight - 1) / kHeight;
   for (int64_t k = 0; k < depth; k += kDepthBlock) {
     const int64_t block = std::min(kDepthBlock, depth - k);
-    const Weight* b = panel + k * kPanelColumns;
+    const Weight* b = row_of_panel(panel, k);
     const auto run = [&](int64_t t, auto panel_rows) {
       // Tiles of even height: 13 rows are 7 + 6, not 12 + 1.
       const int64_t m = rows * t / tiles;
@@ -80,11 +89,11 @@ inline void linear_panel(const float* x, int64_t ldx, int64_t rows, const Weight
     if (tiles == 1 || !fetched) run(t++, PanelRows<2, Weight>(b, ahead(kManyRowsAhead), 1));
     // The other tiles have time to fetch the next block: memory and arithmetic overlap.
     const bool last = k + block == depth;
-    const Weight* coming = last ? next : b + block * kPanelColumns;
+    const Weight* coming = last ? next : row_of_panel(b, block);
     if (coming == nullptr) coming = b;
     const int64_t passes = tiles - t;
     for (int64_t i = 0; t < tiles; ++t, ++i)
-      run(t, PanelRows<2, Weight>(b, coming + block * i / passes * kPanelColumns, passes));
+      run(t, PanelRows<2, Weight>(b, row_of_panel(coming, block * i / passes), passes));
     fetched = true;
   }
 }
@@ -95,7 +104,7 @@ inline void linear_block(const float* x, int64_t ldx, int64_t rows, const Packed
                          float* y, int64_t ldy, bool fetched, int64_t next) {
   const int64_t column = p * kPanelColumns;
   const int64_t width = std::min<int64_t>(kPanelColumns, w.out - column);
-  const auto panel_at = [&](int64_t p) { return static_cast<const Weight*>(w.data) + p * w.in * kPanelColumns; };
+  const auto panel_at = [&](int64_t p) { return row_of_panel(static_cast<const Weight*>(w.data), p * w.in); };
   const Weight* coming = next < 0 ? nullptr : panel_at(next);
   float* out = y + column;
   if (width == kPanelColumns) {

@@ -12,7 +12,7 @@ inline void linear(Team::Member& team, const float* x, int64_t ldx, int64_t rows
     case WeightType::kFloat:
       return linear_as<kStore, float>(team, x, ldx, rows, w, bias, y, ldy);
     case WeightType::kBFloat16:
-      return linear_as<kStore, BFloat16>(team, x, ldx, rows, w, bias, y, ldy);
+      return linear_as<kStore, BFloat16Pair>(team, x, ldx, rows, w, bias, y, ldy);
     case WeightType::kFloat16:
       return linear_as<kStore, Float16>(team, x, ldx, rows, w, bias, y, ldy);
     case WeightType::kTiles:

@@ -5,6 +5,8 @@
 // the same logits, bit by bit, as one decoded alone.
 #pragma once
 
+#include <type_traits>
+
 #include "ahead.h"
 #include "vec.h"
 
@@ -67,23 +69,28 @@ inline __attribute__((always_inline)) void tile(const float* __restrict a, int64
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 16
     for (int j = 0; j < kVecs; ++j) acc[m][j] = Vec{};
+  constexpr int64_t kDepth = kDepthOf<std::remove_cvref_t<decltype(*b(0))>>;
   int64_t due = 0;
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t r = 0; r < depth / kDepth; ++r) {
     if constexpr (requires { b.used(0.0f); })
-      if (k == due) {
+      if (r == due) {
         due += b.every;
         b.used(b.every * (kRows * kVecs / 2.0f));
       }
-    const auto* row = b(k);
-    Vec bv[kVecs];
+    const auto* row = b(r);
+    const auto multiply = [&]<int kPart>() __attribute__((always_inline)) {
+      Vec bv[kVecs];
 #pragma GCC unroll 16
-    for (int j = 0; j < kVecs; ++j) bv[j] = held(load_as_float(row + j * kLanes));
+      for (int j = 0; j < kVecs; ++j) bv[j] = held(load_part<kPart>(row + j * kLanes));
 #pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m) {
-      const float x = a[m * lda + k];
+      for (int m = 0; m < kRows; ++m) {
+        const float x = a[m * lda + r * kDepth + kPart];
 #pragma GCC unroll 16
-      for (int j = 0; j < kVecs; ++j) acc[m][j] += x * bv[j];
-    }
+        for (int j = 0; j < kVecs; ++j) acc[m][j] += x * bv[j];
+      }
+    };
+    multiply.template operator()<0>();
+    if constexpr (kDepth == 2) multiply.template operator()<1>();
   }
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {

@@ -155,6 +155,18 @@ inline Vec load_as_float(const BFloat16* p) {
   return reinterpret_cast<Vec>(__builtin_convertvector(*reinterpret_cast<const Halves*>(p), IntVec) << 16);
 }
 
+// Two weights that follow each other in depth, the first in the lower half. Widening a vector of single ones takes two
+// instructions, and with eight rows a fifth of a product's time; either half of these takes one.
+struct BFloat16Pair {
+  uint32_t bits;
+};
+
+// How many rows of depth lie side by side in a row of a panel of these.
+template <typename Weight>
+constexpr int64_t kDepthOf = 1;
+template <>
+inline constexpr int64_t kDepthOf<BFloat16Pair> = 2;
+
 inline Vec load_as_float(const Float16* p) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Vec>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
@@ -167,6 +179,18 @@ inline Vec load_as_float(const Float16* p) {
   const Vec magnitude = reinterpret_cast<Vec>((h & 0x7fff) << 13) * 0x1p112f;
   return reinterpret_cast<Vec>(reinterpret_cast<UintVec>(magnitude) | (h & 0x8000) << 16);
 #endif
+}
+
+// The kPart-th of those side by side.
+template <int kPart, typename Weight>
+inline Vec load_part(const Weight* p) {
+  if constexpr (kDepthOf<Weight> == 1) {
+    return load_as_float(p);
+  } else {
+    typedef uint32_t Pairs __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+    const UintVec pairs = *reinterpret_cast<const Pairs*>(p);
+    return reinterpret_cast<Vec>(kPart == 0 ? pairs << 16 : pairs & 0xffff0000u);
+  }
 }
 
 inline float to_float(float x) { return x; }
