@@ -45,13 +45,14 @@ def forward(
     stack = eagle3_draft.stack_of(model) if input_embeds is None and forward_batch.mm_input_embeds is None else None
     if stack is None or not llama_stack.usable_backend(backend, forward_batch):
         return original(model, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
+    residual, first_input = eagle3_draft.read_inputs(model, input_ids, forward_batch.spec_info.hidden_states)
     hidden, carried = eagle3_draft.run_layers(
         model,
         stack,
-        input_ids,
+        residual,
+        first_input,
         positions,
         forward_batch.out_cache_loc,
-        forward_batch.spec_info.hidden_states,
         backend.batch,
         backend.token_to_kv_pool,
     )

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from types import SimpleNamespace as Fake
 
+import numpy as np
 import pytest
 import torch
 from helpers.router import make_plan
@@ -87,7 +88,7 @@ def test_the_record_is_credited_to_the_gamma_and_plan_of_its_launch_and_survives
 
 def test_drafts_left_out_of_verification_count_for_acceptance_and_not_for_tokens() -> None:
     bench, result = Bench(), make_result(3, [1, 0])
-    kept = trim.Kept(torch.tensor([2, 1]), torch.empty(0), torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]))
+    kept = trim.Kept(torch.tensor([2, 1]), torch.empty(0), np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]))
     result.accept_lens = torch.tensor([2, 1], dtype=torch.int32)
     trim.tell(result, kept)
     record = bench.decode(result)

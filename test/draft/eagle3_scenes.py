@@ -130,7 +130,7 @@ def both_paths(one: OneScheduler) -> dict[str, Any]:
             _compare(seen, "cache", kept, _written(worker, batch, result))
             seen["extends"] += len(batch.reqs)
             seen["rejected"] += int((worker.speculative_num_draft_tokens - result.accept_lens).sum())
-            for name in ("topk_index", "topk_p", "hidden_states"):
+            for name in ("topk_index", "hidden_states"):
                 _compare(seen, name, getattr(ours.next_draft_input, name), getattr(result.next_draft_input, name))
 
     def both(worker: Any, batch: Any) -> Any:

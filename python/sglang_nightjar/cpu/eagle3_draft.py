@@ -15,8 +15,10 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
+from sglang_nightjar.core.messages import MAX_GAMMA
 from sglang_nightjar.cpu import chain_sampling, chain_verify, llama_stack, packed_linear, trim
 from sglang_nightjar.cpu.attention_backend import AttentionBatch
 from sglang_nightjar.cpu.llama_stack import LlamaStack
@@ -48,31 +50,6 @@ def project_hidden_states(model: Any, hidden_states: torch.Tensor, width: int) -
     return packed_linear.packed(model.fc.weight).linear(hidden_states, model.fc.bias)
 
 
-def run_layers(
-    model: Any,
-    stack: LlamaStack,
-    input_ids: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-    hidden_states: torch.Tensor,
-    batch: AttentionBatch,
-    pool: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The draft's layers over ``rows`` tokens.
-
-    Args:
-        model, stack: SGLang's EAGLE-3 ``LlamaModel``, and `stack_of` it.
-        input_ids, positions, slots: int64 ``[rows]``; ``slots`` are where keys and values go.
-        hidden_states: the target's ``[rows, aux * hidden]``, or the draft's own ``[rows, hidden]``.
-        batch, pool: which positions each request attends to, and the draft's KV pool.
-
-    Returns:
-        States for the head and states to carry on, both float32 ``[rows, hidden]``.
-    """
-    residual, first_input = read_inputs(model, input_ids, hidden_states)
-    return run_layers_on(model, stack, residual, first_input, positions, slots, batch, pool)
-
-
 def read_inputs(model: Any, input_ids: torch.Tensor, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What the first layer adds to, ``[rows, hidden]``, and what its attention reads, ``[rows, 2 * hidden]``."""
     embeds = model.embed_tokens(input_ids)
@@ -93,7 +70,7 @@ def read_inputs(model: Any, input_ids: torch.Tensor, hidden_states: torch.Tensor
     return residual, first_input
 
 
-def run_layers_on(
+def run_layers(
     model: Any,
     stack: LlamaStack,
     residual: torch.Tensor,
@@ -103,7 +80,17 @@ def run_layers_on(
     batch: AttentionBatch,
     pool: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`run_layers` behind `read_inputs`; writes to ``residual``."""
+    """The draft's layers over ``rows`` tokens.
+
+    Args:
+        model, stack: SGLang's EAGLE-3 ``LlamaModel``, and `stack_of` it.
+        residual, first_input: as `read_inputs` has them; ``residual`` is written to.
+        positions, slots: int64 ``[rows]``; ``slots`` are where keys and values go.
+        batch, pool: which positions each request attends to, and the draft's KV pool.
+
+    Returns:
+        States for the head and states to carry on, both float32 ``[rows, hidden]``.
+    """
     stack.forward(residual, positions, slots, batch, pool, first_input=first_input)
     hidden = torch.ops.nightjar.rms_norm(residual, model.norm.weight, model.norm.variance_epsilon)
     return hidden, hidden if model.norm_output else residual
@@ -142,7 +129,9 @@ class Eagle3Draft:
         # When the last verification began, if the next one follows it at once, and its rows.
         self._verified: tuple[int, int] | None = None
         # By position, the mean chance of the drafts made there: of one that was not made nothing else is known.
-        self._usual_chance: dict[int, float] = {}
+        self._usual_chance = np.zeros(0)
+        norms = self._model.model.fc_norm
+        self._fc_epsilon = norms[0].variance_epsilon if norms else 0.0
         # Further layers read every row of the one before.
         self.needs_last_alone = len(self._model.model.layers) == 1
 
@@ -193,11 +182,16 @@ class Eagle3Draft:
             positions, slots, extends, last = positions[last], slots[last], None, slice(None)
         table, lengths = batch.req_to_token_pool.req_to_token, batch.seq_lens.to(torch.int64)
         seen = AttentionBatch(table, rows, lengths, extends)
-        states, carried = run_layers_on(model, self._stack, residual, first_input, positions, slots, seen, pool)
+        states, carried = run_layers(model, self._stack, residual, first_input, positions, slots, seen, pool)
         if not drafts:
             return None
-        drawn, chances = self._draw(states[last], batch.sampling_info, torch.arange(len(rows)), positions[last], rows)
-        return FirstDrafts(drawn, chances, carried[last])
+        head = packed_linear.packed(self._model.lm_head.weight)
+        logits = head.linear(states[last])[:, : self._vocabulary].contiguous()
+        drawn = chain_verify.argmax(logits)
+        chances = torch.softmax(logits, 1).gather(1, drawn[:, None])[:, 0]
+        owners = torch.arange(len(rows))
+        drawn, chances = self._with_noise(logits, drawn, chances, batch.sampling_info, owners, positions[last], rows)
+        return FirstDrafts(drawn[:, None], chances[:, None], carried[last])
 
     def verify_input(self, batch: Any) -> Any:
         """In the place of ``EagleDraftWorker.draft``: an ``EagleVerifyInput`` with each request's chain."""
@@ -225,9 +219,10 @@ class Eagle3Draft:
             device=worker.device,
         )
         if times is not None:
-            kept = trim.keep(chances, times)
+            made = chances.double().numpy()
+            kept = trim.keep(made, times)
             if kept is not None:
-                kept = replace(kept, chances=self._with_usual(chances))
+                kept = replace(kept, chances=self._with_usual(made))
             trim.leave(verify_input, kept)
             self._verified = began, drafts.numel() + size if kept is None else len(kept.rows)
         return verify_input
@@ -240,19 +235,21 @@ class Eagle3Draft:
         positions = (batch.seq_lens.to(torch.int64)[:, None] + depth).flatten()[is_text]
         rows = batch.req_pool_indices.to(torch.int64)
         table = batch.req_to_token_pool.req_to_token
-        states, carried = self._run(
+        last = accepted.cumsum(0) - 1
+        drawn, chances, carried = self._pass(
             result.next_token_ids[is_text].to(torch.int64),
+            result.logits_output.hidden_states[is_text],
             positions,
             batch.out_cache_loc[is_text].to(torch.int64),
-            result.logits_output.hidden_states[is_text],
             AttentionBatch(table, rows, batch.seq_lens.to(torch.int64) + accepted, accepted),
+            batch.sampling_info,
+            torch.arange(len(rows)),
+            positions[last],
+            rows,
         )
-        last = accepted.cumsum(0) - 1
         following = result.next_draft_input
-        following.topk_index, following.topk_p = self._draw(
-            states[last], batch.sampling_info, torch.arange(len(rows)), positions[last], rows
-        )
-        following.hidden_states = carried[last]
+        following.topk_index, following.topk_p = drawn[:, None], chances[:, None]
+        following.hidden_states = carried
 
     def _chain(self, batch: Any, least: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Each request's drafts, int64 ``[batch, γ]``, the first of which the last iteration has drawn; and how likely
@@ -264,73 +261,114 @@ class Eagle3Draft:
         rows, lens = batch.req_pool_indices.to(torch.int64), batch.seq_lens.to(torch.int64)
         table = batch.req_to_token_pool.req_to_token
         slots = table[rows[:, None], lens[:, None] + torch.arange(steps)].to(torch.int64)
-        hidden, tokens, chance = info.hidden_states, self._target_ids(info.topk_index), info.topk_p
+        hidden, tokens, chance = info.hidden_states, self._target_ids(info.topk_index[:, 0]), info.topk_p[:, 0]
         chain = torch.zeros(len(rows), steps, dtype=torch.int64)
         chances = torch.zeros(len(rows), steps)
-        chain[:, :1], chances[:, :1] = tokens, chance
+        chain[:, 0], chances[:, 0] = tokens, chance
         going, reached = torch.arange(len(rows)), chance
         for step in range(1, steps):
             if least > 0:
-                likely = (reached >= least).flatten()
+                likely = reached >= least
                 going, reached, tokens, hidden = going[likely], reached[likely], tokens[likely], hidden[likely]
                 if not going.numel():
                     break
             positions = lens[going] + step - 1
             seen = AttentionBatch(table, rows[going], positions + 1, None)
-            states, hidden = self._run(tokens.flatten(), positions, slots[going, step - 1], hidden, seen)
-            drawn, chance = self._draw(states, batch.sampling_info, going, positions, rows)
+            where = slots[going, step - 1]
+            drawn, chance, hidden = self._pass(
+                tokens, hidden, positions, where, seen, batch.sampling_info, going, positions, rows
+            )
             tokens, reached = self._target_ids(drawn), reached * chance
-            chain[going, step], chances[going, step] = tokens.flatten(), chance.flatten()
+            chain[going, step], chances[going, step] = tokens, chance
         return chain, chances
 
-    def _with_usual(self, chances: torch.Tensor) -> torch.Tensor:
+    def _with_usual(self, chances: np.ndarray) -> np.ndarray:
         """``chances`` as `_chain` has them, with what is usual in the place of drafts that were not made."""
-        chances = chances.clone()
-        for position, column in enumerate(chances.T):
-            made = column > 0
-            if bool(made.any()):
-                mean = float(column[made].mean())
-                usual = self._usual_chance.get(position, mean)
-                self._usual_chance[position] = usual + _FADE * (mean - usual)
-            column[~made] = self._usual_chance.get(position, 0.0)
-        return chances
+        made, gamma = chances > 0, chances.shape[1]
+        number = made.sum(axis=0)
+        mean = chances.sum(axis=0) / np.maximum(1, number)
+        known = len(self._usual_chance)
+        if gamma > known:
+            self._usual_chance = np.append(self._usual_chance, mean[known:])
+        usual = self._usual_chance[:gamma]
+        usual += np.where(usual > 0, _FADE, 1.0) * np.where(number > 0, mean - usual, 0.0)
+        return np.where(made, chances, usual)
 
-    def _run(
+    def _pass(
         self,
-        input_ids: torch.Tensor,
+        tokens: torch.Tensor,
+        states: torch.Tensor,
         positions: torch.Tensor,
         slots: torch.Tensor,
-        hidden: torch.Tensor,
-        batch: AttentionBatch,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return run_layers(
-            self._model.model,
-            self._stack,
-            input_ids,
+        seen: AttentionBatch,
+        sampling_info: Any,
+        owners: torch.Tensor,
+        last: torch.Tensor,
+        request_rows: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One pass, and a draft behind each request's last row.
+
+        Args:
+            tokens, positions, slots: int64 ``[rows]``; ``slots`` are where keys and values go.
+            states: the target's ``[rows, aux * hidden]``, or the draft's own ``[rows, hidden]``.
+            seen: which positions each of the ``requests`` attends to.
+            sampling_info: SGLang's, of the whole batch.
+            owners: int64 ``[requests]``, which of the batch these are.
+            last: int64 ``[requests]``, the position of each one's last row.
+            request_rows: int64 ``[batch]``, the batch's rows in ``req_to_token``.
+
+        Returns:
+            The draft's own ids int64 ``[requests]``, the probability that it gives each, and the states to carry on,
+            float32 ``[requests, hidden]``.
+        """
+        model, pool = self._model.model, self._worker.draft_runner.token_to_kv_pool
+        layer, width = model.layers[0], model.embed_tokens.weight.shape[1]
+        if model.input_norm is not None:
+            states = project_hidden_states(model, states, width)
+        from_target = states.shape[1] != width
+        logits, carried, drawn, chance = torch.ops.nightjar.eagle3_forward(
+            self._stack.handle(pool),
+            tokens,
+            states,
             positions,
             slots,
-            hidden,
-            batch,
-            self._worker.draft_runner.token_to_kv_pool,
+            seen.req_to_token,
+            seen.rows,
+            seen.seq_lens,
+            seen.extend_lens,
+            model.embed_tokens.weight,
+            [layer.input_layernorm.weight, layer.hidden_norm.weight, model.norm.weight],
+            [layer.input_layernorm.variance_epsilon, model.norm.variance_epsilon, self._fc_epsilon],
+            model.norm_output,
+            packed_linear.packed(self._model.lm_head.weight).weight,
+            self._vocabulary,
+            [norm.weight for norm in model.fc_norm or ()] if from_target else [],
+            packed_linear.packed(model.fc.weight).weight if from_target else None,
+            model.fc.bias if from_target else None,
         )
+        drawn, chance = self._with_noise(logits, drawn, chance, sampling_info, owners, last, request_rows)
+        return drawn, chance, carried
 
-    def _draw(
+    def _with_noise(
         self,
-        states: torch.Tensor,
+        logits: torch.Tensor,
+        drawn: torch.Tensor,
+        chance: torch.Tensor,
         sampling_info: Any,
         owners: torch.Tensor,
         positions: torch.Tensor,
         slots: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """From states ``[rows, hidden]``: the draft's own ids int64 ``[rows, 1]``, and the probability that it gives
-        each, float32 ``[rows, 1]`` (1 where nobody asks). The rest is as `chain_sampling.draw_drafts_` has it."""
-        logits = packed_linear.packed(self._model.lm_head.weight).linear(states)[:, : self._vocabulary].contiguous()
-        without_noise = logits.clone() if self.trims and not sampling_info.is_all_greedy else logits
-        chain_sampling.draw_drafts_(logits, sampling_info, owners, positions, slots, self._worker.hot_token_id)
-        drawn = chain_verify.argmax(logits)[:, None]
-        if not self.trims:
-            return drawn, torch.ones_like(drawn, dtype=torch.float32)
-        return drawn, (without_noise.gather(1, drawn) - without_noise.logsumexp(1, keepdim=True)).exp()
+        """``drawn`` and ``chance`` ``[rows]``, of the likeliest tokens, or where requests are sampled, of draws from
+        ``logits``. The rest is as `chain_sampling.draw_drafts_` has it."""
+        if sampling_info.is_all_greedy or sampling_info.sampling_seed is not None:
+            return drawn, chance
+        noisy = logits.clone()
+        chain_sampling.draw_drafts_(noisy, sampling_info, owners, positions, slots, self._worker.hot_token_id)
+        sampled = chain_verify.argmax(noisy)
+        # In units of the likeliest one's.
+        relative = (logits.gather(1, sampled[:, None]) - logits.gather(1, drawn[:, None])).exp()
+        return sampled, chance * relative[:, 0]
 
     def _target_ids(self, drawn: torch.Tensor) -> torch.Tensor:
         ids = self._worker.hot_token_id
@@ -374,7 +412,7 @@ def _pass_times(worker: Any) -> trim.PassTimes | None:
         stack.forward(residual, nowhere, nowhere, AttentionBatch(table, nowhere, nowhere + 1, None), pool)
         head.linear(residual)
 
-    return trim.PassTimes(run)
+    return trim.PassTimes(run, len(worker._topk1_parents_prealloc) * (MAX_GAMMA + 1))
 
 
 def why_not(worker: Any) -> str:

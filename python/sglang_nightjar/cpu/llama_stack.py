@@ -57,10 +57,10 @@ class LlamaStack:
         the residual in front of each layer in ``capture`` (ascending), side by side: ``[rows, len(capture) * hidden]``,
         or None without ``capture``.
         """
-        self._ensure_built(pool)
+        handle = self.handle(pool)
         captured = residual.new_empty(residual.shape[0], len(capture) * residual.shape[1]) if capture else None
         torch.ops.nightjar.llama_forward(
-            self._handle,
+            handle,
             residual,
             first_input,
             positions,
@@ -74,10 +74,11 @@ class LlamaStack:
         )
         return captured
 
-    def _ensure_built(self, pool: Any) -> None:
+    def handle(self, pool: Any) -> int:
+        """Of the C++ stack, built anew where weights, ``pool`` or angles have moved."""
         now = _Built(packed_linear.epoch, pool.k_buffer[0].data_ptr(), self._rotary.cos_sin_cache.data_ptr())
-        if now == self._built:
-            return
+        if now == self._built and self._handle is not None:
+            return self._handle
         if self._handle is not None:
             torch.ops.nightjar.llama_destroy(self._handle)
         tensors = []
@@ -105,6 +106,7 @@ class LlamaStack:
             self._rotary.is_neox_style,
         )
         self._built = now
+        return self._handle
 
 
 def stack_of(model: Any, layers: list[Any], first_norms: list[Any]) -> LlamaStack | None:

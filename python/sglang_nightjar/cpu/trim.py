@@ -43,12 +43,12 @@ class Kept:
     Attributes:
         lengths: int64 ``[batch]``, how many each request has: its bonus token, and the first of its drafts.
         rows: int64 ``[kept]``, their places among all ``batch * (γ + 1)`` rows.
-        chances: float ``[batch, γ]``, as `keep` took them.
+        chances: float64 ``[batch, γ]``, how likely each draft is to be accepted, given those in front of it.
     """
 
     lengths: torch.Tensor
     rows: torch.Tensor
-    chances: torch.Tensor
+    chances: np.ndarray
 
 
 class PassTimes:
@@ -59,25 +59,23 @@ class PassTimes:
         least_chance: how likely a draft had to be in the last verification to be worth a row of it.
     """
 
-    def __init__(self, run: Callable[[int], None]):
-        """``run(rows)`` makes one pass; it is timed some thirty times."""
+    def __init__(self, run: Callable[[int], None], most: int):
+        """``run(rows)`` makes one pass; it is timed some thirty times. Asked for are times up to ``most`` rows."""
         run(_ROWS[-1])
         shortest = [min(self._timed(run, rows) for _ in range(_TIMES)) for rows in _ROWS]
         # What was in a pass' way makes it longer, never shorter.
-        self._ns = np.minimum.accumulate(shortest[::-1])[::-1]
-        self._per_row = (self._ns[-1] - self._ns[-3]) / (_ROWS[-1] - _ROWS[-3])
+        ns = np.minimum.accumulate(shortest[::-1])[::-1]
+        rows, per_row = np.arange(most + 1), (ns[-1] - ns[-3]) / (_ROWS[-1] - _ROWS[-3])
+        self._pass_ns = np.interp(rows, _ROWS, ns) + per_row * np.maximum(0, rows - _ROWS[-1])
         self.rest_ns = self.least_chance = 0.0
 
     def note(self, iteration_ns: int, rows: int) -> None:
         """An iteration that verified ``rows`` rows took so long."""
-        self.rest_ns += _FADE * (max(0.0, iteration_ns - float(self._pass_ns(rows))) - self.rest_ns)
+        self.rest_ns += _FADE * (max(0.0, iteration_ns - float(self._pass_ns[rows])) - self.rest_ns)
 
     def ns(self, first: int, last: int) -> np.ndarray:
         """ns of iterations with ``first`` to ``last`` rows, float64 ``[last - first + 1]``."""
-        return self._pass_ns(np.arange(first, last + 1)) + self.rest_ns
-
-    def _pass_ns(self, rows: np.ndarray | int) -> np.ndarray:
-        return np.interp(rows, _ROWS, self._ns) + self._per_row * np.maximum(0, rows - _ROWS[-1])
+        return np.asarray(self._pass_ns[first : last + 1] + self.rest_ns)
 
     @staticmethod
     def _timed(run: Callable[[int], None], rows: int) -> int:
@@ -98,10 +96,8 @@ def leave(verify_input: Any, kept: Kept | None) -> None:
 
 def tell(result: Any, kept: Kept) -> None:
     """Note on a verification's ``GenerationBatchResult`` how many drafts were, or would have been, accepted."""
-    accepted = result.accept_lens.cpu().to(torch.int64) - 1
-    setattr(
-        result, _LIKELY, likely_accepted(accepted, kept, torch.from_numpy(_coins.random(kept.chances.shape))).tolist()
-    )
+    likely = likely_accepted(result.accept_lens.cpu().numpy() - 1, kept, _coins.random(kept.chances.shape))
+    setattr(result, _LIKELY, likely.tolist())
 
 
 def told(result: Any) -> list[int] | None:
@@ -109,15 +105,15 @@ def told(result: Any) -> list[int] | None:
     return getattr(result, _LIKELY, None)
 
 
-def likely_accepted(accepted: torch.Tensor, kept: Kept, coins: torch.Tensor) -> torch.Tensor:
+def likely_accepted(accepted: np.ndarray, kept: Kept, coins: np.ndarray) -> np.ndarray:
     """Drafts of each request that were accepted, or would have been if the chain had not been cut, int64 ``[batch]``.
 
-    ``accepted`` int64 ``[batch]``; ``coins`` float ``[batch, γ]``, uniform in 0 to 1.
+    ``accepted`` integers ``[batch]``; ``coins`` float ``[batch, γ]``, uniform in 0 to 1.
     """
-    depth = torch.arange(coins.shape[1])
-    verified = depth < kept.lengths[:, None] - 1
-    passes = torch.where(verified, depth < accepted[:, None], coins < kept.chances)
-    return passes.to(torch.int64).cumprod(1).sum(1)
+    depth = np.arange(coins.shape[1])
+    verified = depth < kept.lengths.numpy()[:, None] - 1
+    passes = np.where(verified, depth < accepted[:, None], coins < kept.chances)
+    return np.asarray(np.logical_and.accumulate(passes, axis=1).sum(axis=1))
 
 
 def shrink(forward_batch: Any, kept: Kept) -> None:
@@ -126,14 +122,14 @@ def shrink(forward_batch: Any, kept: Kept) -> None:
         setattr(forward_batch, name, getattr(forward_batch, name)[kept.rows])
 
 
-def keep(chances: torch.Tensor, times: PassTimes) -> Kept | None:
+def keep(chances: np.ndarray, times: PassTimes) -> Kept | None:
     """What to verify of chains whose drafts are accepted, each given those in front of it, with ``chances``.
 
-    ``chances`` is float ``[batch, γ]``, γ at least 1. None if all of it. Notes ``times.least_chance``.
+    ``chances`` is float64 ``[batch, γ]``, γ at least 1. None if all of it. Notes ``times.least_chance``.
     """
     batch, gamma = chances.shape
     # Sorted from the front of the chains to their ends: of equal chances, the earlier draft comes first.
-    reached = np.minimum(chances.double().numpy(), 1.0).cumprod(axis=1).T.ravel()
+    reached = np.minimum(chances, 1.0).cumprod(axis=1).T.ravel()
     order = np.argsort(-reached, kind="stable")
     tokens = batch + np.concatenate(([0.0], reached[order].cumsum()))
     ns = times.ns(batch, batch * (gamma + 1))

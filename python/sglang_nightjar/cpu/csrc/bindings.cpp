@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "eagle3.h"
 #include "llama.h"
 #include "noise.h"
 
@@ -339,14 +340,18 @@ int64_t llama_create(TensorList tensors, const Tensor& cos_sin, int64_t heads, i
 
 void llama_destroy(int64_t handle) { stacks().at(handle).reset(); }
 
+const nightjar::LlamaStack& stack_at(int64_t handle) {
+  const auto& owned = stacks().at(handle);
+  TORCH_CHECK(owned != nullptr, "this stack was destroyed");
+  return owned->stack;
+}
+
 // residual [rows, hidden] is updated in place. first_input: see LlamaBatch. captured [rows, capture.size() * hidden].
 void llama_forward(int64_t handle, Tensor& residual, const OptionalTensor& first_input, const Tensor& positions,
                    const Tensor& slots, const Tensor& req_to_token, const Tensor& req_pool_indices,
                    const Tensor& seq_lens, const OptionalTensor& extend_lens, std::vector<int64_t> capture,
                    const OptionalTensor& captured) {
-  const auto& owned = stacks().at(handle);
-  TORCH_CHECK(owned != nullptr, "this stack was destroyed");
-  const auto& s = owned->stack;
+  const auto& s = stack_at(handle);
   check_rows(residual, "residual");
   const int64_t rows = residual.size(0);
   const int64_t first_width = s.layers[0].qkv.in;
@@ -370,6 +375,65 @@ void llama_forward(int64_t handle, Tensor& residual, const OptionalTensor& first
        first_input ? first_input->data_ptr<float>() : nullptr, std::move(capture),
        captured ? captured->data_ptr<float>() : nullptr},
       residual.data_ptr<float>());
+}
+
+const float* norm_of(const Tensor& t, int64_t width, const char* name) {
+  check_rows(t, name);
+  TORCH_CHECK(t.numel() == width, name, " has ", t.numel(), " weights, not ", width);
+  return t.data_ptr<float>();
+}
+
+// See eagle3.h. norms: of the token, of the state, behind the layers; eps: of the first, the last, and those of fc.
+std::tuple<Tensor, Tensor, Tensor, Tensor> eagle3_forward(
+    int64_t stack, const Tensor& tokens, const Tensor& states, const Tensor& positions, const Tensor& slots,
+    const Tensor& req_to_token, const Tensor& req_pool_indices, const Tensor& seq_lens, const OptionalTensor& extend_lens,
+    const Tensor& embeddings, TensorList norms, std::vector<double> eps, bool norm_output, const Tensor& head,
+    int64_t vocabulary, TensorList fc_norms, const OptionalTensor& fc, const OptionalTensor& fc_bias) {
+  const auto& s = stack_at(stack);
+  const int64_t rows = tokens.numel(), hidden = s.hidden;
+  check_rows(states, "states");
+  check_rows(embeddings, "embeddings");
+  TORCH_CHECK(norms.size() == 3 && eps.size() == 3, "expected three norms, and three epsilons");
+  TORCH_CHECK(states.dim() == 2 && states.size(0) == rows && positions.numel() == rows && slots.numel() == rows,
+              "tokens, states, positions and slots differ in rows");
+  TORCH_CHECK(s.layers[0].qkv.in == 2 * hidden && embeddings.dim() == 2 && embeddings.size(1) == hidden,
+              "this is no draft whose first layer reads a token beside a state");
+  const auto owned_head = packed_weight(head, head.size(0) * nightjar::kPanelColumns);
+  TORCH_CHECK(0 < vocabulary && vocabulary <= owned_head.out && owned_head.in == hidden, "the head has another shape");
+  nightjar::Eagle3 e{&s,
+                     embeddings.data_ptr<float>(),
+                     norm_of(norms[0], hidden, "the token's norm"),
+                     norm_of(norms[1], hidden, "the state's norm"),
+                     norm_of(norms[2], hidden, "the last norm"),
+                     static_cast<float>(eps[0]),
+                     static_cast<float>(eps[1]),
+                     norm_output,
+                     {owned_head.data, owned_head.type, vocabulary, owned_head.in},
+                     {},
+                     static_cast<float>(eps[2]),
+                     {},
+                     fc_bias ? norm_of(*fc_bias, hidden, "the bias of fc") : nullptr};
+  if (states.size(1) != hidden) {
+    TORCH_CHECK(fc.has_value(), "states of ", states.size(1), " features need fc");
+    e.fc = packed_weight(*fc, hidden);
+    TORCH_CHECK(e.fc.in == states.size(1), "states have ", states.size(1), " features, fc ", e.fc.in);
+    TORCH_CHECK(fc_norms.empty() || static_cast<int64_t>(fc_norms.size()) * hidden == e.fc.in, "fc has other norms");
+    for (const Tensor& norm : fc_norms) e.fc_norms.push_back(norm_of(norm, hidden, "a norm of fc"));
+  }
+  const int64_t* token = int64_data(tokens, "tokens");
+  for (int64_t r = 0; r < rows; ++r)
+    TORCH_CHECK(0 <= token[r] && token[r] < embeddings.size(0), "token ", token[r], " has no embedding");
+  nightjar::Eagle3Batch batch{token, states.data_ptr<float>(), states.size(1), {}};
+  const auto asked = requests(req_to_token, req_pool_indices, seq_lens, extend_lens, rows);
+  for (const auto& request : asked) batch.last.push_back(request.first_row + request.rows - 1);
+  const auto count = static_cast<int64_t>(asked.size());
+  Tensor logits = at::empty({count, vocabulary}, states.options()), carried = at::empty({count, hidden}, states.options());
+  Tensor drawn = at::empty({count}, tokens.options()), chance = at::empty({count}, states.options());
+  const nightjar::AttentionPlan plan(asked, s.attention, at::get_num_threads());
+  nightjar::eagle3_forward(
+      e, batch, {rows, int64_data(positions, "positions"), int64_data(slots, "slots"), &plan, nullptr, {}, nullptr},
+      {logits.data_ptr<float>(), carried.data_ptr<float>(), drawn.data_ptr<int64_t>(), chance.data_ptr<float>()});
+  return {logits, carried, drawn, chance};
 }
 
 }  // namespace
@@ -400,4 +464,10 @@ TORCH_LIBRARY(nightjar, m) {
       "Tensor req_to_token, Tensor req_pool_indices, Tensor seq_lens, Tensor? extend_lens, int[] capture, "
       "Tensor(b!)? captured) -> ()",
       llama_forward);
+  m.def(
+      "eagle3_forward(int stack, Tensor tokens, Tensor states, Tensor positions, Tensor slots, Tensor req_to_token, "
+      "Tensor req_pool_indices, Tensor seq_lens, Tensor? extend_lens, Tensor embeddings, Tensor[] norms, float[] eps, "
+      "bool norm_output, Tensor head, int vocabulary, Tensor[] fc_norms, Tensor? fc, Tensor? fc_bias) "
+      "-> (Tensor logits, Tensor carried, Tensor drawn, Tensor chance)",
+      eagle3_forward);
 }

@@ -87,48 +87,67 @@ inline void attend(Team::Member& team, const LlamaStack& s, const LlamaLayer& la
 // Calls of Team::Member::run() per layer, or more.
 constexpr size_t kPhasesPerLayer = 12;
 
+// What lies between the products of a layer.
+struct LlamaScratch {
+  LlamaScratch(const LlamaStack& s, const LlamaBatch& batch)
+      : q_width(s.attention.heads * s.attention.dim),
+        qkv_width(q_width + 2 * s.attention.kv_heads * s.attention.dim),
+        normed(batch.rows * s.hidden),
+        qkv(batch.rows * qkv_width),
+        attended(batch.rows * q_width),
+        gate_up(batch.rows * 2 * s.intermediate),
+        activated(batch.rows * s.intermediate),
+        partials(batch.plan->partial_floats) {}
+
+  const int64_t q_width, qkv_width;
+  const AlignedFloats normed, qkv, attended, gate_up, activated, partials;
+};
+
 // residual [rows][hidden]: the layers' input on entry, the sum of it and of all layers' outputs on return.
-inline void llama_forward(const LlamaStack& s, const LlamaBatch& batch, float* residual) {
-  const int64_t rows = batch.rows, hidden = s.hidden, dim = s.attention.dim;
-  const int64_t q_width = s.attention.heads * dim;
-  const int64_t qkv_width = q_width + 2 * s.attention.kv_heads * dim;
-  const AlignedFloats normed(rows * hidden), qkv(rows * qkv_width), attended(rows * q_width);
-  const AlignedFloats gate_up(rows * 2 * s.intermediate), activated(rows * s.intermediate);
-  const AlignedFloats partials(batch.plan->partial_floats);
-  Team::parallel(s.layers.size() * kPhasesPerLayer, true, [&](Team::Member& team) {
-    size_t captured = 0;
-    for (size_t i = 0; i < s.layers.size(); ++i) {
-      const LlamaLayer& layer = s.layers[i];
-      if (captured < batch.capture.size() && batch.capture[captured] == static_cast<int64_t>(i)) {
-        const int64_t width = batch.capture.size() * hidden;
-        team.run_ranges(rows, rows_per_task(hidden), [&](int64_t begin, int64_t end) {
-          for (int64_t r = begin; r < end; ++r)
-            std::copy_n(residual + r * hidden, hidden, batch.captured + r * width + captured * hidden);
-        });
-        ++captured;
-      }
-      const float* input = normed.data();
-      int64_t input_width = hidden;
-      if (i == 0 && batch.first_input != nullptr) {
-        input = batch.first_input;
-        input_width = layer.qkv.in;
-      } else {
-        rms_norm(team, residual, hidden, layer.input_norm, normed.data(), hidden, rows, hidden, s.eps);
-      }
-      linear<Store::kOverwrite>(team, input, input_width, rows, layer.qkv, nullptr, qkv.data(), qkv_width);
-      if (s.bfloat16_cache) {
-        detail::attend<BFloat16>(team, s, layer, batch, qkv.data(), qkv_width, attended.data(), partials.data());
-      } else {
-        detail::attend<float>(team, s, layer, batch, qkv.data(), qkv_width, attended.data(), partials.data());
-      }
-      linear<Store::kAdd>(team, attended.data(), q_width, rows, layer.o, nullptr, residual, hidden);
-      rms_norm(team, residual, hidden, layer.post_norm, normed.data(), hidden, rows, hidden, s.eps);
-      linear<Store::kOverwrite>(team, normed.data(), hidden, rows, layer.gate_up, nullptr, gate_up.data(),
-                                2 * s.intermediate);
-      silu_and_mul(team, gate_up.data(), activated.data(), rows, s.intermediate);
-      linear<Store::kAdd>(team, activated.data(), s.intermediate, rows, layer.down, nullptr, residual, hidden);
+inline void llama_layers(Team::Member& team, const LlamaStack& s, const LlamaBatch& batch, float* residual,
+                         const LlamaScratch& scratch) {
+  const int64_t rows = batch.rows, hidden = s.hidden, q_width = scratch.q_width, qkv_width = scratch.qkv_width;
+  const AlignedFloats &normed = scratch.normed, &qkv = scratch.qkv, &attended = scratch.attended;
+  const AlignedFloats &gate_up = scratch.gate_up, &activated = scratch.activated, &partials = scratch.partials;
+  size_t captured = 0;
+  for (size_t i = 0; i < s.layers.size(); ++i) {
+    const LlamaLayer& layer = s.layers[i];
+    if (captured < batch.capture.size() && batch.capture[captured] == static_cast<int64_t>(i)) {
+      const int64_t width = batch.capture.size() * hidden;
+      team.run_ranges(rows, rows_per_task(hidden), [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r)
+          std::copy_n(residual + r * hidden, hidden, batch.captured + r * width + captured * hidden);
+      });
+      ++captured;
     }
-  });
+    const float* input = normed.data();
+    int64_t input_width = hidden;
+    if (i == 0 && batch.first_input != nullptr) {
+      input = batch.first_input;
+      input_width = layer.qkv.in;
+    } else {
+      rms_norm(team, residual, hidden, layer.input_norm, normed.data(), hidden, rows, hidden, s.eps);
+    }
+    linear<Store::kOverwrite>(team, input, input_width, rows, layer.qkv, nullptr, qkv.data(), qkv_width);
+    if (s.bfloat16_cache) {
+      detail::attend<BFloat16>(team, s, layer, batch, qkv.data(), qkv_width, attended.data(), partials.data());
+    } else {
+      detail::attend<float>(team, s, layer, batch, qkv.data(), qkv_width, attended.data(), partials.data());
+    }
+    linear<Store::kAdd>(team, attended.data(), q_width, rows, layer.o, nullptr, residual, hidden);
+    rms_norm(team, residual, hidden, layer.post_norm, normed.data(), hidden, rows, hidden, s.eps);
+    linear<Store::kOverwrite>(team, normed.data(), hidden, rows, layer.gate_up, nullptr, gate_up.data(),
+                              2 * s.intermediate);
+    silu_and_mul(team, gate_up.data(), activated.data(), rows, s.intermediate);
+    linear<Store::kAdd>(team, activated.data(), s.intermediate, rows, layer.down, nullptr, residual, hidden);
+  }
+}
+
+// The same, with a team of its own.
+inline void llama_forward(const LlamaStack& s, const LlamaBatch& batch, float* residual) {
+  const LlamaScratch scratch(s, batch);
+  Team::parallel(s.layers.size() * kPhasesPerLayer, true,
+                 [&](Team::Member& team) { llama_layers(team, s, batch, residual, scratch); });
 }
 
 }  // namespace nightjar
