@@ -173,25 +173,20 @@ class Eagle3Draft:
         last = ends - 1
         positions = torch.arange(int(ends[-1])) + torch.repeat_interleave(prefixes + extends - ends, extends)
         rows, slots = batch.req_pool_indices.to(torch.int64), batch.out_cache_loc.to(torch.int64)
-        residual, first_input = read_inputs(model, tokens, hidden)
         if self.needs_last_alone:
+            _, first_input = read_inputs(model, tokens, hidden)
             store_keys_and_values(model.layers[0], first_input, positions, slots, pool)
             if not drafts:
                 return None
-            residual, first_input = residual[last], first_input[last]
-            positions, slots, extends, last = positions[last], slots[last], None, slice(None)
+            tokens, hidden, positions, slots = tokens[last], hidden[last], positions[last], slots[last]
+            extends, last = None, slice(None)
         table, lengths = batch.req_to_token_pool.req_to_token, batch.seq_lens.to(torch.int64)
         seen = AttentionBatch(table, rows, lengths, extends)
-        states, carried = run_layers(model, self._stack, residual, first_input, positions, slots, seen, pool)
-        if not drafts:
-            return None
-        head = packed_linear.packed(self._model.lm_head.weight)
-        logits = head.linear(states[last])[:, : self._vocabulary].contiguous()
-        drawn = chain_verify.argmax(logits)
-        chances = torch.softmax(logits, 1).gather(1, drawn[:, None])[:, 0]
         owners = torch.arange(len(rows))
-        drawn, chances = self._with_noise(logits, drawn, chances, batch.sampling_info, owners, positions[last], rows)
-        return FirstDrafts(drawn[:, None], chances[:, None], carried[last])
+        drawn, chances, carried = self._pass(
+            tokens, hidden, positions, slots, seen, batch.sampling_info, owners, positions[last], rows
+        )
+        return FirstDrafts(drawn[:, None], chances[:, None], carried) if drafts else None
 
     def verify_input(self, batch: Any) -> Any:
         """In the place of ``EagleDraftWorker.draft``: an ``EagleVerifyInput`` with each request's chain."""
