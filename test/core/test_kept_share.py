@@ -43,7 +43,7 @@ def test_it_is_taken_up_as_it_was_saved_and_nonsense_is_refused() -> None:
     kept, other = told((12, 3, 4, 10), (4, 1, 2, 3)), KeptShare(4)
     other.restore(kept.state())
     assert np.array_equal(kept.shares(), other.shares())
-    for bad in ([[0, 0, 2, 1]], [[0, 0, -1, 1]], [[0, 0, float("nan"), 1]]):
+    for bad in ([[0, 0, 2, 1]], [[0, 0, -1, 1]], [[0, 0, float("nan"), 1]], [[-1, 0, 1, 1]], [[0, -1, 1, 1]]):
         with pytest.raises(ValueError, match="accepted of"):
             KeptShare(4).restore(bad)
     with pytest.raises(IndexError):

@@ -128,3 +128,12 @@ def test_how_likely_a_draft_has_to_be_follows_from_what_rows_cost() -> None:
     trim.keep(chances, dear)
     # Where a pass takes ten times as long with ten rows, a draft must be as good as a request's own token.
     assert free.least_chance == 0.0 and dear.least_chance == pytest.approx(1.0)
+
+
+def test_a_draft_that_was_not_made_has_the_chance_that_is_usual_at_its_position() -> None:
+    usual = trim.UsualChances()
+    assert usual.fill(np.array([[0.5, 0.0], [0.7, 0.0]])).tolist() == [[0.5, 0.0], [0.7, 0.0]], "nothing is known yet"
+    for _ in range(400):
+        filled = usual.fill(np.array([[0.9, 0.6, 0.3], [0.5, 0.4, 0.0], [0.7, 0.0, 0.0]]))
+    assert filled == pytest.approx(np.array([[0.9, 0.6, 0.3], [0.5, 0.4, 0.3], [0.7, 0.5, 0.3]]), abs=1e-3)
+    assert usual.fill(np.array([[0.2, 0.0]]))[0, 1] == pytest.approx(0.5, abs=1e-3), "nobody made one: as before"

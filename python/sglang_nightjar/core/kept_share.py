@@ -44,6 +44,6 @@ class KeptShare:
     def restore(self, state: Any) -> None:
         """Take up `state`. Raises ValueError, TypeError or IndexError for nonsense."""
         for index, column, accepted, likely in state:
-            if not 0 <= accepted <= likely < 1e12:
-                raise ValueError(f"{accepted} accepted of {likely} likely drafts")
+            if not (index >= 0 and column >= 0 and 0 <= accepted <= likely < 1e12):
+                raise ValueError(f"cell {index}, {column}: {accepted} accepted of {likely} likely drafts")
             self._accepted[int(index), int(column)], self._likely[int(index), int(column)] = accepted, likely

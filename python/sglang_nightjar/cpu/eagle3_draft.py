@@ -15,7 +15,6 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from sglang_nightjar.core.messages import MAX_GAMMA
@@ -26,9 +25,6 @@ from sglang_nightjar.draft import inputs
 from sglang_nightjar.draft.extend import FirstDrafts
 
 logger = logging.getLogger(__name__)
-
-#: Of an iteration in the usual chance of a draft.
-_FADE = 0.02
 
 
 def stack_of(model: Any) -> LlamaStack | None:
@@ -128,8 +124,7 @@ class Eagle3Draft:
         self.trims = False
         # When the last verification began, if the next one follows it at once, and its rows.
         self._verified: tuple[int, int] | None = None
-        # By position, the mean chance of the drafts made there: of one that was not made nothing else is known.
-        self._usual_chance = np.zeros(0)
+        self._usual = trim.UsualChances()
         norms = self._model.model.fc_norm
         self._fc_epsilon = norms[0].variance_epsilon if norms else 0.0
         # Further layers read every row of the one before.
@@ -217,7 +212,7 @@ class Eagle3Draft:
             made = chances.double().numpy()
             kept = trim.keep(made, times)
             if kept is not None:
-                kept = replace(kept, chances=self._with_usual(made))
+                kept = replace(kept, chances=self._usual.fill(made))
             trim.leave(verify_input, kept)
             self._verified = began, drafts.numel() + size if kept is None else len(kept.rows)
         return verify_input
@@ -276,18 +271,6 @@ class Eagle3Draft:
             tokens, reached = self._target_ids(drawn), reached * chance
             chain[going, step], chances[going, step] = tokens, chance
         return chain, chances
-
-    def _with_usual(self, chances: np.ndarray) -> np.ndarray:
-        """``chances`` as `_chain` has them, with what is usual in the place of drafts that were not made."""
-        made, gamma = chances > 0, chances.shape[1]
-        number = made.sum(axis=0)
-        mean = chances.sum(axis=0) / np.maximum(1, number)
-        known = len(self._usual_chance)
-        if gamma > known:
-            self._usual_chance = np.append(self._usual_chance, mean[known:])
-        usual = self._usual_chance[:gamma]
-        usual += np.where(usual > 0, _FADE, 1.0) * np.where(number > 0, mean - usual, 0.0)
-        return np.where(made, chances, usual)
 
     def _pass(
         self,

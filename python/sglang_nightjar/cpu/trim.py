@@ -32,6 +32,8 @@ _TIMES = 3
 _coins = np.random.default_rng(0)
 #: Of a new iteration in `PassTimes.rest_ns`.
 _FADE = 0.1
+#: Of a new iteration in `UsualChances`.
+_FADE_OF_CHANCES = 0.02
 #: Rows by which a pass is compared with a longer one, to say what a row more would take.
 _FURTHER = 8
 
@@ -82,6 +84,25 @@ class PassTimes:
         began = perf_counter_ns()
         run(rows)
         return perf_counter_ns() - began
+
+
+class UsualChances:
+    """The mean chance of the drafts made at each position: of one that was not made nothing else is known."""
+
+    def __init__(self) -> None:
+        self._mean = np.zeros(0)
+
+    def fill(self, chances: np.ndarray) -> np.ndarray:
+        """``chances`` float64 ``[batch, γ]`` with the usual ones in the place of 0, a draft that was not made."""
+        made, gamma = chances > 0, chances.shape[1]
+        number = made.sum(axis=0)
+        mean = chances.sum(axis=0) / np.maximum(1, number)
+        known = len(self._mean)
+        if gamma > known:
+            self._mean = np.append(self._mean, mean[known:])
+        usual = self._mean[:gamma]
+        usual += np.where(usual > 0, _FADE_OF_CHANCES, 1.0) * np.where(number > 0, mean - usual, 0.0)
+        return np.where(made, chances, usual)
 
 
 def kept_of(verify_input: Any) -> Kept | None:
