@@ -198,6 +198,12 @@ def test_the_largest_batch_fits_a_frame():
     assert decode(encode(batch)) == batch
 
 
+def test_a_machine_that_has_been_up_for_years_is_heard():
+    at_ns = 10 * 365 * 86_400 * 10**9
+    batch = TelemetryBatch("a", 1, (RECORD._replace(at_ns=at_ns),))
+    assert decode(encode(batch)).records[0].at_ns == at_ns
+
+
 def test_sender_ids_differ():
     assert make_sender_id("host", "dp0") != make_sender_id("host", "dp0")
     assert make_sender_id("host", "dp0").startswith("host/dp0/")

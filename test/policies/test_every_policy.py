@@ -8,9 +8,10 @@ from helpers.policy_load import Scheduler, make_hello
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_nightjar.core.messages import Arrivals
+from sglang_nightjar.core.latency_model import bucket
+from sglang_nightjar.core.messages import MAX_INT, Arrivals
 from sglang_nightjar.core.policy import check
-from sglang_nightjar.core.speculation import MARGIN, at
+from sglang_nightjar.core.speculation import MARGIN
 from sglang_nightjar.policies.ema import Ema
 from sglang_nightjar.policies.goodput import Goodput, GoodputParams
 from sglang_nightjar.policies.model import Model, ModelParams
@@ -46,10 +47,10 @@ learners = pytest.mark.parametrize("name", LEARNERS)
 ABSURD = st.fixed_dictionaries(
     {},
     optional={
-        "iteration": st.sampled_from([0, 1, 2**53 - 1]),
-        "iteration_ns": st.sampled_from([0, -1, 1, 2**53 - 1, math.nan, math.inf]),
-        "at_ns": st.sampled_from([0, -(10**18), 2**53 - 1, math.nan]),
-        "batch_size": st.sampled_from([0, -3, 1, 2**53 - 1]),
+        "iteration": st.sampled_from([0, 1, MAX_INT]),
+        "iteration_ns": st.sampled_from([0, -1, 1, MAX_INT, math.nan, math.inf]),
+        "at_ns": st.sampled_from([0, -(10**18), MAX_INT, math.nan]),
+        "batch_size": st.sampled_from([0, -3, 1, MAX_INT]),
         "gamma": st.sampled_from([-1, 0, 2, 3, 64]),
         "committed": st.sampled_from([0, -5, 2**40, math.nan]),
         "context_tokens": st.sampled_from([-1, 2**52, math.nan]),
@@ -70,8 +71,8 @@ EVENT = st.one_of(
     ABSURD,
     st.just("gone"),
     st.builds(
-        Arrivals, st.just("s/t/0"), st.just(1), st.just("s"), st.sampled_from([0, -1, 2**53 - 1]),
-        st.sampled_from([0, -1, 2**53 - 1]), st.sampled_from([0, -1, 2**53 - 1]), st.just(0),
+        Arrivals, st.just("s/t/0"), st.just(1), st.just("s"), st.sampled_from([0, -1, MAX_INT]),
+        st.sampled_from([0, -1, MAX_INT]), st.sampled_from([0, -1, MAX_INT]), st.just(0),
     ),
 )  # fmt: skip
 BURST = st.lists(EVENT, max_size=30)
@@ -207,9 +208,9 @@ def test_what_is_saved_is_taken_up_and_saved_again(name, bursts, size):
     assert check(decision, CANDIDATES) is None
     # Of two γ that are as good as each other the one that is in force stays, and a newcomer has none in force.
     [pool] = checked.policy.pools.values()
-    worth = pool.mean[at(size)]
+    worth = pool.mean[bucket(size)]
     chosen = worth[CANDIDATES.index(decision.gamma_for(size))]
-    assert chosen >= worth[pool.best[at(size)]] * (1 - MARGIN) or bursts
+    assert chosen >= worth[pool.best[bucket(size)]] * (1 - MARGIN) or bursts
 
 
 @every

@@ -14,7 +14,7 @@ than the sender's last one is a replay and is dropped. After ``Hello``, an agent
 (the policy process was restarted): it answers with another ``Hello``.
 
 Units: durations and points in time are nanoseconds unless the name says otherwise; ``at_ns`` is the sender's monotonic
-clock. Every integer is in [0, 2**53).
+clock. Every integer is in [0, 2**63).
 """
 
 import enum
@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 from sglang_nightjar.core.gammas import Ranges, lookup
 
 VERSION = 1
-MAX_INT = 2**53 - 1
+#: An int64: nanoseconds since a boot pass 2**53 after 104 days.
+MAX_INT = 2**63 - 1
 MAX_GAMMA = 64
 MAX_BATCH = 65_536
 #: An iteration that took longer was no decode iteration: a suspended process, a clock that jumped.
