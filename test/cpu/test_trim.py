@@ -82,6 +82,8 @@ def test_times_never_fall_with_the_rows_and_go_on_beyond_those_measured() -> Non
     for _ in range(100):
         made.note(25, 40)
     assert made.ns(1, 1)[0] == pytest.approx(10.0 + 7.0, rel=1e-3)
+    made.note(10**12, 40)
+    assert made.ns(1, 1)[0] < 20.0, "a pause is no iteration"
     fresh = trim.PassTimes(lambda rows: sum(range(200 * rows)), 100)
     assert (np.diff(fresh.ns(1, 100)) >= 0).all()
 

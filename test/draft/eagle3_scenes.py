@@ -36,8 +36,10 @@ def trimmed(one: OneScheduler) -> dict[str, Any]:
         told.append((int(result.accept_lens.sum()) - len(kept.lengths), sum(trim.told(result))))
 
     worker = one.scheduler.draft_worker.draft_worker
-    measured = worker.nightjar_eagle3._times
-    worker.nightjar_eagle3._times = SimpleNamespace(
+    ours = worker.nightjar_eagle3
+    ours.measure()
+    measured = ours.times
+    ours.times = SimpleNamespace(
         ns=lambda first, last: np.arange(first, last + 1) + 4.0, note=lambda ns, rows: None, least_chance=0.0
     )
     trim.keep, trim.tell, texts = dear, overheard, {}
@@ -48,7 +50,7 @@ def trimmed(one: OneScheduler) -> dict[str, Any]:
         one.run(cycle([3, 3, 1, 5, 0, 0, 2]))
         texts[one.trim] = [one.output(f"{one.trim}{index}") for index in range(len(PROMPTS)) if index % 3 != 2]
     trim.keep, trim.tell, one.trim = keep, tell, False
-    worker.nightjar_eagle3._times = measured
+    ours.times = measured
     every, left = (sum(column) for column in zip(*rows, strict=True))
     accepted, likely = (sum(column) for column in zip(*told, strict=True))
     return {"texts": texts, "rows": every, "left": left, "measured": measured.ns(1, 100).tolist()} | {

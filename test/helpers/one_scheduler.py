@@ -152,7 +152,7 @@ class OneScheduler:
             gammas = ((1, None, self.gamma),)
             wanted = Decision(gammas, "policy", 1, "test", "test", 0, self.residency, trim=self.trim)
             if self.agent.selector.decision != wanted:
-                self.agent.selector.decide(wanted)
+                self.agent.apply(wanted)
         started = time.perf_counter()
         plan = scheduler.get_next_batch_to_run(running_batch=scheduler.running_batch, last_batch=scheduler.last_batch)
         scheduler.running_batch = plan.running_batch

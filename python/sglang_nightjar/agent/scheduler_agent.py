@@ -65,7 +65,6 @@ class SchedulerAgent:
         self._pressure = Pressure()
         self._cadence = Cadence()
         self._spent_ns = 0
-        self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nightjar-agent", daemon=True)
         if not self.place.decides:
             return
@@ -85,6 +84,8 @@ class SchedulerAgent:
 
     def apply(self, decision: Decision) -> None:
         """On every rank of the TP group, in the same iteration, before its batch is chosen."""
+        if decision.trim and upkeep.current is not None:
+            self.guarded(upkeep.current.measure_passes)
         self.selector.decide(decision)
         self.applied_iteration = self.selector.launched + 1
         logger.debug(
@@ -145,7 +146,7 @@ class SchedulerAgent:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
             # For `top -H` and the like: Python's own name of a thread is not seen from outside.
             Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(self._thread.name)
-        while not self._ends.is_set():
+        while True:
             time.sleep(self._cadence.period_s())
             self._cadence.looked(bool(self._sampler.samples))
             self.guarded(self._report)

@@ -9,7 +9,6 @@ drafts from. The kernels are the same and a row's result does not depend on how 
 are the same, bit by bit.
 """
 
-import functools
 import logging
 import time
 from dataclasses import replace
@@ -113,7 +112,8 @@ class Eagle3Draft:
 
     Attributes:
         needs_last_alone: of positions that it reads but the last it needs keys and values, no more.
-        trims: only those drafts are verified that pay (`cpu.trim`).
+        trims: only those drafts are verified that pay (`cpu.trim`), if it is known how long passes take.
+        times: how long they take, once `measure` has found out.
     """
 
     def __init__(self, worker: Any, stack: LlamaStack):
@@ -122,6 +122,8 @@ class Eagle3Draft:
         self._stack = stack
         self._vocabulary = self._model.config.draft_vocab_size
         self.trims = False
+        self.times: trim.PassTimes | None = None
+        self._measured = False
         # When the last verification began, if the next one follows it at once, and its rows.
         self._verified: tuple[int, int] | None = None
         self._usual = trim.UsualChances()
@@ -130,10 +132,11 @@ class Eagle3Draft:
         # Further layers read every row of the one before.
         self.needs_last_alone = len(self._model.model.layers) == 1
 
-    @functools.cached_property
-    def _times(self) -> trim.PassTimes | None:
-        """Measured when they are first asked for: most servers never trim."""
-        return _pass_times(self._worker)
+    def measure(self) -> None:
+        """Find out `times`, the first time that it is asked for. Some thirty passes of the target."""
+        if not self._measured:
+            self._measured = True
+            self.times = _pass_times(self._worker)
 
     def read_prompts(self, batch: Any, hidden: torch.Tensor, next_tokens: torch.Tensor) -> Any:
         """In the place of ``EagleDraftWorker._draft_extend_for_prefill``: fills the draft's cache for the new positions
@@ -189,10 +192,10 @@ class Eagle3Draft:
 
         worker, size = self._worker, len(batch.seq_lens)
         began, before = time.perf_counter_ns(), self._verified
-        if before is not None and self._times is not None:
-            self._times.note(began - before[0], before[1])
+        if before is not None and self.times is not None:
+            self.times.note(began - before[0], before[1])
         self._verified = None
-        times = self._times if self.trims and chain_verify.can_leave_rows_out(batch) else None
+        times = self.times if self.trims and chain_verify.can_leave_rows_out(batch) else None
         drafts, chances = self._chain(batch, 0.0 if times is None else times.least_chance)
         verify_input = build_eagle_verify_input(
             batch,
@@ -376,7 +379,11 @@ def draft_of(worker: Any) -> Eagle3Draft | None:
 
 def _pass_times(worker: Any) -> trim.PassTimes | None:
     """Those of the target, measured now, on rows of noise that go to the padding slot; None where nobody may trim."""
+    from sglang.srt.models.llama import LlamaModel
+
     runner = worker.target_worker.model_runner
+    if not isinstance(runner.model.model, LlamaModel):
+        return None
     model, pool = runner.model.model, runner.token_to_kv_pool
     stack = llama_stack.stack_of(model, model.layers, [layer.input_layernorm for layer in model.layers])
     # Ranks would find other times, and so other shapes.
@@ -409,6 +416,8 @@ def why_not(worker: Any) -> str:
     if runner.canary_manager is not None or worker.server_args.enable_dp_attention:
         return "a canary or data-parallel attention looks into its passes"
     inner = model.model
+    if inner.fc_norm is not None and inner.hidden_size_in != inner.norm.weight.numel():
+        return "it norms states that are wider or narrower than its own"
     norms = [inner.norm, inner.layers[0].input_layernorm]
     if not all(map(llama_stack.plain_norm, norms)) or not llama_stack.usable_pool(runner.token_to_kv_pool):
         return "a norm or its KV cache is of a special kind"

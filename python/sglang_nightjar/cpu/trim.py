@@ -72,8 +72,11 @@ class PassTimes:
         self.rest_ns = self.least_chance = 0.0
 
     def note(self, iteration_ns: int, rows: int) -> None:
-        """An iteration that verified ``rows`` rows took so long."""
-        self.rest_ns += _FADE * (max(0.0, iteration_ns - float(self._pass_ns[rows])) - self.rest_ns)
+        """An iteration that verified ``rows`` rows took so long; as a pause may have come between, one counts for twice
+        what was expected at most."""
+        passed = float(self._pass_ns[rows])
+        counted = min(float(iteration_ns), 2.0 * (passed + self.rest_ns))
+        self.rest_ns += _FADE * (max(0.0, counted - passed) - self.rest_ns)
 
     def ns(self, first: int, last: int) -> np.ndarray:
         """ns of iterations with ``first`` to ``last`` rows, float64 ``[last - first + 1]``."""
@@ -96,7 +99,7 @@ class UsualChances:
         """``chances`` float64 ``[batch, γ]`` with the usual ones in the place of 0, a draft that was not made."""
         made, gamma = chances > 0, chances.shape[1]
         number = made.sum(axis=0)
-        mean = chances.sum(axis=0) / np.maximum(1, number)
+        mean = np.where(made, chances, 0.0).sum(axis=0) / np.maximum(1, number)
         known = len(self._mean)
         if gamma > known:
             self._mean = np.append(self._mean, mean[known:])

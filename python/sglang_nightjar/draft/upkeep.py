@@ -113,6 +113,15 @@ class Upkeep:
         """The decision in force lets drafts go unverified that don't pay."""
         return self._selector.decision.trim
 
+    def measure_passes(self) -> None:
+        """Find out what `trims` needs to know. Call it between iterations: within one, all that run would wait."""
+        worker = self._scheduler.draft_worker.draft_worker
+        if worker.device == "cpu":
+            from sglang_nightjar.cpu import eagle3_draft
+
+            if (draft := eagle3_draft.draft_of(worker)) is not None:
+                draft.measure()
+
     def settle_reserve(self, batch: Any, fits: Callable[[], bool]) -> bool:
         """Before a decode batch gets its slots: whether there are enough, which ``fits`` says for `Reserve.gamma`."""
         return self.reserve.settle(len(batch.reqs), self.available, fits)
