@@ -20,6 +20,7 @@ Schedulers with the same models, hardware and SGLang version share what they lea
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,16 +28,21 @@ from sglang_nightjar.core import gammas
 from sglang_nightjar.core.arrival_rate import ArrivalRate
 from sglang_nightjar.core.draft_return import DraftReturn
 from sglang_nightjar.core.exploration import Exploration
-from sglang_nightjar.core.latency_model import SIZES
+from sglang_nightjar.core.latency_model import SIZES, bucket
 from sglang_nightjar.core.messages import MAX_BATCH, Arrivals, Hello, Telemetry
 from sglang_nightjar.core.objective import Objective
 from sglang_nightjar.core.offload_rule import DEVICE, OffloadRule
 from sglang_nightjar.core.policy import Decision, Policy
-from sglang_nightjar.core.speculation import MARGIN, Speculation, at
+from sglang_nightjar.core.speculation import MARGIN, Speculation
 
-_Key = tuple[str, ...]
+logger = logging.getLogger(__name__)
+
+#: Schedulers that have it in common are alike: models, hardware, SGLang's version.
+_Kind = tuple[str, ...]
+#: A pool's: a kind and its candidates.
+_Key = tuple[_Kind, tuple[int, ...]]
 _MAX_POOLS = 16
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 #: Own iterations between two plans of a scheduler that learns with others, at least.
 _LOOK_EVERY = 8
 
@@ -47,7 +53,7 @@ class ModelParams:
     objective: ``throughput``, ``latency``, or ``slo``, which needs a bound.
     ttft_ms, tpot_ms: bounds for ``slo``.
     explore: share of iterations that may try a γ which is not thought the best.
-    pool: schedulers of the same kind share what they learn.
+    pool: schedulers of the same kind share what they learn, and a state is saved; else each learns alone, and anew.
     trim: as `static` has it.
     watermark, persistence_s: when the draft gives its memory up, and has it back, as `nightjar` has them.
     """
@@ -101,17 +107,18 @@ class Model(Policy):
         self.pools: dict[_Key, Speculation] = {}
         self.schedulers: dict[str, _Scheduler] = {}
         #: Of pools that nobody has asked for since the state was loaded.
-        self.saved: dict[_Key, dict[str, Any]] = {}
-        self.notes: list[str] = []
+        self.saved: dict[_Kind, dict[str, Any]] = {}
 
     def hello(self, hello: Hello) -> Decision:
-        known = self.schedulers.get(hello.sender)
-        if known is None or known.hello.candidates != hello.candidates or self._key(hello) != known.key:
-            key = self._key(hello)
-            self.schedulers[hello.sender] = _Scheduler(hello, key, self._pool(key, hello.candidates), self.params)
-        else:
-            known.hello = hello
-        scheduler = self.schedulers[hello.sender]
+        known, key = self.schedulers.pop(hello.sender, None), self._key(hello)
+        scheduler = known
+        if scheduler is None or scheduler.key != key:
+            scheduler = _Scheduler(hello, key, self._pool(key), self.params)
+        if known is not None:
+            # Other candidates are no reason for the draft to come back.
+            scheduler.hello, scheduler.rule = hello, known.rule
+            self._count_sharers(known.pool)
+        self.schedulers[hello.sender] = scheduler
         self._count_sharers(scheduler.pool)
         if scheduler.pool.version:
             self._replan(scheduler)
@@ -126,7 +133,7 @@ class Model(Policy):
             return None
         if type(record.gamma) is not int or record.gamma not in scheduler.hello.candidates:
             return None
-        pool, index = scheduler.pool, at(size)
+        pool, index = scheduler.pool, bucket(size)
         taught = pool.learn(record)
         moved = index != scheduler.bucket
         scheduler.bucket = index
@@ -168,9 +175,9 @@ class Model(Policy):
     def estimates(self) -> dict[str, dict[str, dict[str, float]]]:
         """ns per token, by pool, batch size that was seen, and γ; as expected, also for γ that were not tried."""
         shown: dict[str, dict[str, dict[str, float]]] = {}
-        for key, pool in self.pools.items():
+        for (kind, _), pool in self.pools.items():
             seen = sorted({index for index, _ in pool.latency.cells})
-            shown[" ".join(key)] = {
+            shown[" ".join(kind)] = {
                 str(SIZES[index]): {
                     str(gamma): round(1.0 / value)
                     for gamma, value in zip(pool.gammas, pool.mean[index], strict=True)
@@ -181,10 +188,12 @@ class Model(Policy):
         return shown
 
     def save(self) -> dict[str, Any]:
-        pools = {**self.saved, **{key: pool.state() for key, pool in self.pools.items() if pool.version}}
+        if not self.params.pool:
+            return {}
+        pools = {**self.saved, **{kind: pool.state() for (kind, _), pool in self.pools.items() if pool.version}}
         return {
             "version": _STATE_VERSION,
-            "pools": [{"key": list(key), "state": state} for key, state in pools.items()],
+            "pools": [{"key": list(kind), "state": state} for kind, state in pools.items()],
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -312,20 +321,25 @@ class Model(Policy):
 
     def _key(self, hello: Hello) -> _Key:
         kind = (hello.target, hello.draft, hello.hardware, str(hello.tp_size), hello.sglang_version)
-        return kind if self.params.pool else (*kind, hello.sender)
+        return (kind if self.params.pool else (*kind, hello.sender)), hello.candidates
 
-    def _pool(self, key: _Key, candidates: tuple[int, ...]) -> Speculation:
-        pool = self.pools.get(key)
-        if pool is not None and pool.gammas == candidates:
-            return pool
-        state = pool.state() if pool is not None and pool.version else self.saved.pop(key, None)
-        if key not in self.pools and len(self.pools) >= _MAX_POOLS:
-            used = {scheduler.key for scheduler in self.schedulers.values()}
+    def _pool(self, key: _Key) -> Speculation:
+        """The pool of ``key``. A new one takes over from others of its kind, or else what was saved."""
+        if key in self.pools:
+            return self.pools[key]
+        kind, candidates = key
+        used = {scheduler.key for scheduler in self.schedulers.values()}
+        state = self.saved.pop(kind, None)
+        for other in [other for other in self.pools if other[0] == kind]:
+            state = self.pools[other].state() if self.pools[other].version else state
+            if other not in used:
+                del self.pools[other]
+        if len(self.pools) >= _MAX_POOLS:
             self.pools.pop(next((old for old in self.pools if old not in used), next(iter(self.pools))))
         made = self.pools[key] = Speculation(candidates, self.objective)
         if state is not None:
             try:
                 made.restore(state)
             except (ValueError, LookupError, TypeError) as error:
-                self.notes = [*self.notes[-7:], f"saved state of {' '.join(key)} can't be used: {error}"]
+                logger.warning("the saved state of %s can't be used, it starts anew: %r", " ".join(kind), error)
         return made

@@ -79,7 +79,8 @@ class Nightjar(Policy):
             # The order of joining, not the id: the same load replayed has other ids.
             random = Random(f"{self.seed}/{self.joined}")
             self.joined += 1
-            rule = OffloadRule(hello, self.params.watermark, self.params.persistence_s)
+            # Other candidates are no reason for the draft to come back.
+            rule = known.rule if known else OffloadRule(hello, self.params.watermark, self.params.persistence_s)
             self.schedulers[hello.sender] = _Scheduler(hello, key, self._pool(key), random, rule)
         return self._decision(self.schedulers[hello.sender], "joined")
 

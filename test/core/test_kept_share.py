@@ -6,10 +6,12 @@ import pytest
 from sglang_nightjar.core.kept_share import KeptShare
 from sglang_nightjar.core.latency_model import SIZES, bucket
 
+GAMMAS = (0, 1, 3, 5)
+
 
 def told(*cells: tuple[int, int, int, int], times: int = 200) -> KeptShare:
-    """Four candidates; ``cells`` of (batch size, column, accepted, likely)."""
-    kept = KeptShare(4)
+    """``cells`` of (batch size, column, accepted, likely)."""
+    kept = KeptShare(GAMMAS)
     for _ in range(times):
         for size, column, accepted, likely in cells:
             kept.add(bucket(size), column, accepted, likely)
@@ -40,11 +42,16 @@ def test_what_changes_is_followed_and_absurd_counts_stay_within_bounds() -> None
 
 
 def test_it_is_taken_up_as_it_was_saved_and_nonsense_is_refused() -> None:
-    kept, other = told((12, 3, 4, 10), (4, 1, 2, 3)), KeptShare(4)
+    kept, other = told((12, 3, 4, 10), (4, 1, 2, 3)), KeptShare(GAMMAS)
     other.restore(kept.state())
     assert np.array_equal(kept.shares(), other.shares())
-    for bad in ([[0, 0, 2, 1]], [[0, 0, -1, 1]], [[0, 0, float("nan"), 1]], [[-1, 0, 1, 1]], [[0, -1, 1, 1]]):
+    for bad in ([[0, 0, 2, 1]], [[0, 0, -1, 1]], [[0, 0, float("nan"), 1]], [[-1, 0, 1, 1]], [[10**6, 0, 1, 1]]):
         with pytest.raises(ValueError, match="accepted of"):
-            KeptShare(4).restore(bad)
-    with pytest.raises(IndexError):
-        KeptShare(4).restore([[0, 9, 1, 1]])
+            KeptShare(GAMMAS).restore(bad)
+
+
+def test_other_candidates_take_up_what_was_learnt_of_their_own_gammas() -> None:
+    kept, other = told((12, 3, 4, 10), (4, 1, 2, 3)), KeptShare((0, 5, 7))
+    other.restore(kept.state())
+    assert other.shares()[bucket(12), 1] == kept.shares()[bucket(12), 3] < 0.5
+    assert (other.shares()[:, [0, 2]] == 1.0).all()

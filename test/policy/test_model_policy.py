@@ -178,22 +178,57 @@ def test_state_survives_save_and_load():
     scheduler = Scheduler(second, make_hello("s/dp0/new"), seed=2)
     assert scheduler.plan.gamma_for(64) == scheduler.best_gamma(64) == 0
     assert scheduler.plan.gamma_for(1) == scheduler.best_gamma(1)
-    assert not second.notes
     other = Scheduler(second, make_hello("s/dp0/other", sglang_version="0.6"), seed=2)
     assert other.plan.gamma_for(64) == other.hello.start_gamma, "another version of SGLang is another server"
 
 
-def test_an_older_or_damaged_state_is_refused_with_a_message():
-    with pytest.raises(ValueError, match="version 1; this is version 2"):
-        Model().load({"version": 1, "pools": []})
+def test_an_older_or_damaged_state_is_refused_with_a_message(caplog):
+    with pytest.raises(ValueError, match="version 2; this is version 3"):
+        Model().load({"version": 2, "pools": []})
     with pytest.raises(ValueError, match="can't be read"):
-        Model().load({"version": 2, "pools": [{"no": "key"}]})
+        Model().load({"version": 3, "pools": [{"no": "key"}]})
     saved = drive().policy.save()
     saved["pools"][0]["state"]["latency"]["cells"][0][2] = -1
     policy = Model()
     policy.load(saved)
     assert policy.hello(make_hello()).gamma_for(4) == 5
-    assert "can't be used" in policy.notes[0]
+    assert "can't be used" in caplog.text
+
+
+def test_other_candidates_take_over_what_was_learnt_and_leave_the_draft_where_it_is():
+    policy = drive(sizes=(1,) * 200 + (24,) * 200).policy
+    sender = next(iter(policy.schedulers))
+    scheduler = policy.schedulers[sender]
+    scheduler.rule.residency = "host"
+    fewer = replace(scheduler.hello, candidates=(0, 1), start_gamma=1)
+    assert policy.hello(fewer).residency == "host"
+    assert [candidates for _, candidates in policy.pools] == [(0, 1)]
+    pool = policy.schedulers[sender].pool
+    assert pool.version and {gamma for _, gamma in pool.latency.cells} <= {0, 1}
+    assert [saved["key"] for saved in policy.save()["pools"]] == [list(next(iter(policy.pools))[0])]
+
+
+def test_two_servers_with_other_candidates_learn_in_pools_of_their_own():
+    policy = Model(ModelParams(explore=0.0), seed=1)
+    first = Scheduler(policy, make_hello("s/dp0/one"), seed=1)
+    for _ in range(300):
+        first.step(4)
+    policy.hello(make_hello("t/dp0/two", candidates=(0, 1, 3, 5, 7)))
+    pools = {sender: scheduler.pool for sender, scheduler in policy.schedulers.items()}
+    assert pools["s/dp0/one"] is not pools["t/dp0/two"] and len(policy.pools) == 2
+    assert pools["t/dp0/two"].version, "it begins with what the other knows"
+
+
+def test_without_a_pool_nothing_is_saved():
+    assert Model(ModelParams(pool=False)).save() == {}
+
+
+def test_a_draft_that_is_left_behind_while_gamma_0_is_forbidden_raises_nothing():
+    policy = Model(ModelParams(explore=0.1), seed=1)
+    scheduler = Scheduler(policy, make_hello(candidates=(1, 3, 5)), seed=1)
+    for residency in (6, 1, 0) * 100:
+        scheduler.step(4, residency=residency, lag_max=10, lag_total=40)
+    assert scheduler.plan.gamma_for(4) in (1, 3, 5)
 
 
 def test_decides_in_twenty_microseconds_and_a_state_below_a_mebibyte():

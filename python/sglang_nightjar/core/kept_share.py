@@ -18,10 +18,11 @@ _REMEMBERED, _PRIOR = 1000.0, 10.0
 class KeptShare:
     """Sums of drafts by cell: those accepted, and those that were or would have been."""
 
-    def __init__(self, gammas: int) -> None:
-        """For so many candidates."""
-        self._accepted = np.zeros((len(SIZES), gammas))
-        self._likely = np.zeros((len(SIZES), gammas))
+    def __init__(self, gammas: tuple[int, ...]) -> None:
+        """For these candidates."""
+        self._gammas = gammas
+        self._accepted = np.zeros((len(SIZES), len(gammas)))
+        self._likely = np.zeros((len(SIZES), len(gammas)))
 
     def add(self, index: int, column: int, accepted: int, likely: int) -> None:
         """One iteration; at most ``likely`` count as ``accepted``."""
@@ -35,15 +36,17 @@ class KeptShare:
         return np.asarray((self._accepted + _PRIOR * accepted / likely) / (self._likely + _PRIOR))
 
     def state(self) -> list[list[float]]:
-        """[index, column, accepted, likely] of each cell that saw any."""
+        """[index, γ, accepted, likely] of each cell that saw any."""
         return [
-            [int(index), int(column), float(self._accepted[index, column]), float(self._likely[index, column])]
+            [int(index), self._gammas[column], float(self._accepted[index, column]), float(self._likely[index, column])]
             for index, column in np.argwhere(self._likely > 0)
         ]
 
     def restore(self, state: Any) -> None:
-        """Take up `state`. Raises ValueError, TypeError or IndexError for nonsense."""
-        for index, column, accepted, likely in state:
-            if not (index >= 0 and column >= 0 and 0 <= accepted <= likely < 1e12):
-                raise ValueError(f"cell {index}, {column}: {accepted} accepted of {likely} likely drafts")
-            self._accepted[int(index), int(column)], self._likely[int(index), int(column)] = accepted, likely
+        """Take up `state`; cells of other γ are left out. Raises ValueError or TypeError for nonsense."""
+        for index, gamma, accepted, likely in state:
+            if not (0 <= index < len(SIZES) and 0 <= accepted <= likely < 1e12):
+                raise ValueError(f"cell {index}, γ={gamma}: {accepted} accepted of {likely} likely drafts")
+            if gamma in self._gammas:
+                cell = int(index), self._gammas.index(gamma)
+                self._accepted[cell], self._likely[cell] = accepted, likely

@@ -18,11 +18,12 @@ were seen one after the other are compared as they would be side by side.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from sglang_nightjar.core.gammas import bucket_of
 
 #: Lower ends of the buckets: single sizes up to 8, then four to the octave.
 SIZES = (*range(1, 9), *(base * step for base in (2, 4, 8, 16, 32, 64, 128, 256) for step in (5, 6, 7, 8)))
@@ -59,7 +60,7 @@ NEIGHBOURS = np.exp(-(((_OCTAVE[:, None] - _OCTAVE[None, :]) / 0.5) ** 2)) * (1 
 
 def bucket(batch_size: int) -> int:
     """Index into `SIZES`."""
-    return max(0, bisect_right(SIZES, batch_size) - 1)
+    return bucket_of(SIZES, batch_size)
 
 
 @dataclass(slots=True)

@@ -42,7 +42,7 @@ class Speculation:
         self.gammas, self.objective = gammas, objective
         self.latency = LatencyModel(gammas)
         self.acceptance = DraftAcceptance(gammas[-1])
-        self.kept = KeptShare(len(gammas))
+        self.kept = KeptShare(gammas)
         self.catch_up, self.prefill = Line(), Line()
         self.mean: list[list[float]] = [[0.0] * len(gammas) for _ in SIZES]
         self.optimistic = self.mean
@@ -62,7 +62,7 @@ class Speculation:
         elif len(record.accepted) == gamma and _sane(record.accepted, size):
             drifted = self.acceptance.add(size, record.accepted)
             likely = sum(record.accepted)
-            self.kept.add(at(size), self.gammas.index(gamma), max(0, record.committed - size), likely)
+            self.kept.add(bucket(size), self.gammas.index(gamma), max(0, record.committed - size), likely)
         if 0 < ns <= LONGEST_ITERATION_NS:
             shared = record.prefill_tokens > 0
             self.stalls.add(shared, ns)
@@ -151,7 +151,7 @@ class Speculation:
             # The load may be another one by now: believed, but not for long.
             scale = min(1.0, 200.0 / max(trials[2], 1.0))
             position.trials, position.hits = [0.0, 0.0, trials[2] * scale], [0.0, 0.0, hits[2] * scale]
-        kept = KeptShare(len(self.gammas))
+        kept = KeptShare(self.gammas)
         kept.restore(state["kept"])
         catch_up = Line()
         catch_up.sums = [float(value) for value in state["catch_up"]]
@@ -184,11 +184,6 @@ class Line:
         spread = n * xx - x * x
         slope = max(0.0, (n * xy - x * y) / spread) if spread > 1e-9 * n * xx and n > 1.5 else 0.0
         return max(0.0, y / n + slope * (tokens - x / n))
-
-
-def at(batch_size: int) -> int:
-    """The bucket of a batch size."""
-    return bucket(batch_size)
 
 
 def _sane(accepted: tuple[int, ...], most: int) -> bool:
