@@ -73,6 +73,14 @@ def test_what_coming_back_took_is_what_the_next_time_costs():
     assert draft.cost_ns(4, hello) == 30e6
 
 
+def test_a_return_that_was_broken_off_is_not_charged_to_the_next_one():
+    draft, pool, hello = made()
+    catching_up = AWAY._replace(residency=Residency.CATCHING_UP, iteration_ns=70_000_000)
+    for record in (AWAY, catching_up, AWAY, catching_up._replace(iteration_ns=30_000_000), BACK):
+        draft.follow(record, 0, hello)
+    assert pool.catch_up.expected(100) == 20e6
+
+
 def test_where_zero_is_no_candidate_it_never_keeps_drafts_off():
     draft, _, hello = made(candidates=(1, 3))
     draft.follow(AWAY, 0, hello)

@@ -12,7 +12,7 @@ RECORD = Telemetry(1, 1, 10_000_000, batch_size=8, gamma=0, committed=8)
 
 def pool(mean, optimistic, noise=0.03):
     latency = SimpleNamespace(noise=lambda bucket, gamma: noise, expected_ns=lambda size, gamma: 10e6)
-    return SimpleNamespace(mean=[mean], optimistic=[optimistic], latency=latency)
+    return SimpleNamespace(gammas=(0, 1, 3), mean=[mean], optimistic=[optimistic], latency=latency)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,15 @@ def test_retractions_that_go_on_are_pressure(run: Run) -> None:
     assert run.rule.residency == "host"
 
 
+def test_one_retraction_is_pressure_for_twice_as_long_as_pressure_must_last(run: Run) -> None:
+    run.go(1, retractions=0)
+    assert run.go(0.1, drafting=True, gamma=3, retractions=1) == "device"
+    assert run.go(1.5, retractions=1) == "device"
+    assert run.go(0.8, retractions=1) == "host"
+    assert run.go(3, kv_capacity=1300, retractions=1) == "device"
+    assert run.go(10, retractions=1) == "device", "it is over"
+
+
 def test_it_returns_when_all_would_fit_with_room_to_spare(run: Run) -> None:
     run.go(3, kv_used=950)
     assert run.go(10, kv_used=810, kv_capacity=1300) == "host", "under the old capacity, but not by enough"

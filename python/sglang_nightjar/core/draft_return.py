@@ -59,7 +59,7 @@ class DraftReturn:
         if hello.switch_costs:
             # A return costs by the position, so what counts is how far requests are behind on average.
             return switch_cost(hello.switch_costs, self._lag_each, batch_size)
-        return self._pool.latency.expected_ns(batch_size, 0)
+        return self._pool.latency.expected_ns(batch_size, self._pool.gammas[0])
 
     def pays_soon(self, bucket: int, hello: Hello) -> bool:
         """A batch in ``bucket`` needs not wait: the next few iterations without drafts would forgo as much."""
@@ -82,6 +82,8 @@ class DraftReturn:
             self._catch_up_ns += max(0.0, record.iteration_ns - usual)
 
     def _wait(self, record: Telemetry, bucket: int, hello: Hello) -> None:
+        # A return that was broken off says nothing about the next one.
+        self._catch_up_ns = 0.0
         if 0 <= record.lag_total < 1 << 40:
             self._lag_total, self._lag_each = record.lag_total, record.lag_total / record.batch_size
         share = self._share_forgone(bucket)

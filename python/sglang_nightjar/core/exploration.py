@@ -80,7 +80,7 @@ class Exploration:
         length = max(_SHORTEST, readings, math.ceil(_REQUESTS / record.batch_size))
         length = min(length, max(_SHORTEST, int(self.credit)))
         if return_ns > 0:
-            price = return_ns / max(1.0, pool.latency.expected_ns(record.batch_size, 0))
+            price = return_ns / max(1.0, pool.latency.expected_ns(record.batch_size, pool.gammas[0]))
             if price + length > self.credit:
                 return
             self.credit -= price

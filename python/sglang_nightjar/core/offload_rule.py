@@ -29,10 +29,12 @@ class OffloadRule:
         self._max_batch_size = hello.max_batch_size
         self._since_ns: int | None = None
         self._retractions: int | None = None
+        self._retracted_ns: int | None = None
 
     def note(self, record: Telemetry, drafting: bool) -> bool:
         """Take an iteration in; ``drafting`` is whether the policy wants γ above 0 now. True if `residency` changed."""
-        retracted = self._retractions is not None and record.retractions > self._retractions
+        if self._retractions is not None and record.retractions > self._retractions:
+            self._retracted_ns = record.at_ns
         self._retractions = record.retractions
         if not self._gains:
             return False
@@ -42,7 +44,7 @@ class OffloadRule:
                 return False
             # On its way back it turns round, but for what it misses: that is made good while drafts are wanted.
             is_needed = drafting or record.residency == Residency.CATCHING_UP
-            due = not is_needed and self._pressure(record, retracted)
+            due = not is_needed and self._pressure(record)
         else:
             due = record.residency == Residency.OFFLOADED and self._relief(record)
         if not due:
@@ -56,10 +58,14 @@ class OffloadRule:
         self._turn(record)
         return True
 
-    def _pressure(self, record: Telemetry, retracted: bool) -> bool:
+    def _pressure(self, record: Telemetry) -> bool:
         free = record.kv_capacity - record.kv_used
         # A queue while there are places for requests waits for KV.
         starved = record.queue_length > 0 and record.running < self._max_batch_size and free < record.queued_tokens
+        # One record tells of a retraction, and one alone could never last: so it counts for longer than it must.
+        retracted = (
+            self._retracted_ns is not None and 0 <= record.at_ns - self._retracted_ns <= 2 * self._persistence_ns
+        )
         return free < self._watermark * record.kv_capacity or starved or retracted
 
     def _relief(self, record: Telemetry) -> bool:
