@@ -119,7 +119,10 @@ class Ema(Policy):
         self.schedulers: dict[str, list[Slot]] = {}
 
     def hello(self, hello: Hello) -> Decision:
-        self.schedulers[hello.sender] = [self._slot(start, hello) for start in self.starts]
+        slots, known = [self._slot(start, hello) for start in self.starts], self.schedulers.get(hello.sender, [])
+        if [slot.candidates for slot in known] == [slot.candidates for slot in slots]:
+            return self._decision(hello.sender, "as before")
+        self.schedulers[hello.sender] = slots
         return self._decision(hello.sender, "slots at their start")
 
     def telemetry(self, sender: str, record: Telemetry) -> Decision | None:

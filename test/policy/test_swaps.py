@@ -11,6 +11,23 @@ from helpers.waiting import eventually
 from sglang_nightjar.core.messages import Request
 
 CONFIG = "policy: {name: static, params: {gamma: 3}}\n"
+#: The same γ for every batch.
+MINE = """
+from sglang_nightjar.core.gammas import constant
+from sglang_nightjar.core.policy import Decision, Policy
+
+class Mine(Policy):
+    name = "mine"
+
+    def hello(self, hello):
+        return Decision(constant({gamma}), "mine")
+
+    def telemetry(self, sender, record):
+        return None
+
+    def goodbye(self, sender):
+        pass
+"""
 
 
 @pytest.fixture
@@ -140,6 +157,31 @@ class TestConfig:
         self.save(process, CONFIG + "shadow: [{name: ema}]\n")
         eventually(lambda: agent.status()["shadow"])
         assert agent.ask("policy_get").body["name"] == "off"
+
+    def test_a_policys_file_is_read_again_with_the_config_unless_another_was_set(self, process, agent):
+        file, config = process.config.parent / "mine.py", "policy: {path: mine.py}\n"
+        file.write_text(MINE.format(gamma=1))
+        self.save(process, config)
+        agent.plan(20, lambda plan: plan.gamma_for(1) == 1)
+        file.write_text(MINE.format(gamma=0))
+        self.save(process, config + "shadow: [{name: ema}]\n")
+        agent.plan(20, lambda plan: plan.gamma_for(1) == 0)
+        assert agent.ask("policy_set", name="off").ok
+        self.save(process, config + "log: {max_mb: 5}\n")
+        eventually(lambda: not agent.status()["shadow"])
+        assert agent.ask("policy_get").body["name"] == "off"
+
+    def test_what_was_refused_is_refused_again(self, process, agent):
+        self.save(process, CONFIG + "memory: {mode: keep}\n")
+        assert "memory.mode" in eventually(lambda: self.error(agent))
+        self.save(process, CONFIG + "memory: {mode: keep}\nshadow: [{name: ema}]\n")
+        eventually(lambda: agent.status()["shadow"])
+        assert "memory.mode" in self.error(agent)
+
+    def test_a_value_that_no_worker_can_be_told_is_refused(self, process, agent):
+        self.save(process, f"policy: {{name: static, params: {{gamma: {10**20}}}}}\n")
+        assert "can't be handed to its worker" in eventually(lambda: self.error(agent), within=20)
+        assert agent.plan().gamma_for(1) == 3
 
 
 def test_shadows_are_logged_and_decide_nothing(tmp_path):

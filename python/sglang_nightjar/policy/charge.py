@@ -118,6 +118,7 @@ class Charge:
 
     Attributes:
         current: the one in charge.
+        wanted: what was last asked to be; another one stays in charge if that fails.
         shadows: those that get everything and decide nothing.
         swaps, failures: how often a policy was replaced, and failed.
     """
@@ -125,6 +126,7 @@ class Charge:
     def __init__(self, spec: PolicySection, shadows: Iterable[PolicySection], warm: Warm) -> None:
         """Start the workers."""
         self._warm = warm
+        self.wanted = spec
         self.current = Slot(spec)
         self._warm_slot(self.current)
         self.shadows: list[Slot] = []
@@ -145,6 +147,7 @@ class Charge:
         """Put another policy in charge, once it is loaded, rehearsed and warm; ``done`` hears how it went."""
         if self._swap is not None:
             self._end_swap("replaced by a later change")
+        self.wanted = spec
         # By the time that the new one reads it, it is there: two policies may share what they learn.
         self.save()
         host = Host(spec)

@@ -104,7 +104,7 @@ class LinkSection:
 
     endpoint: str | None = None
     keys: str | None = None
-    stale_after: float = field(default=1.0, metadata={"min": 0.1, "max": 60.0})
+    stale_after: float = field(default=1.0, metadata={"min": 0.3, "max": 60.0})
     fallback: int | None = field(default=None, metadata={"min": 0, "max": MAX_GAMMA})
 
 

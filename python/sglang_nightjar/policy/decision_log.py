@@ -154,6 +154,7 @@ class LogSwitch:
         if old is not None:
             # Not both at once: they may be the same file.
             old.close()
+            self.log = None
         try:
             self.log = DecisionLog(section) if section.path is not None else None
         except ConfigError:

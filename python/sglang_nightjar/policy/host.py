@@ -97,7 +97,10 @@ class Host:
         init: dict[str, Any] = {n: getattr(spec, n) for n in ("name", "path", "params", "seed", "memory_mb")}
         init |= {"state": str(self._state) if self._state else None, "cold": cold}
         init["log_level"] = logging.getLogger().getEffectiveLevel()
-        self._send(pipe.INIT, orjson.dumps(init, option=orjson.OPT_NON_STR_KEYS))
+        try:
+            self._send(pipe.INIT, orjson.dumps(init, option=orjson.OPT_NON_STR_KEYS))
+        except TypeError as error:
+            self._fail(f"params {spec.params!r} can't be handed to its worker: {error}"[:300])
 
     def fileno(self) -> int:
         """For polling."""

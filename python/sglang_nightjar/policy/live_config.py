@@ -52,25 +52,30 @@ class LiveConfig:
         old = self._last
         try:
             new = config_file.load(path)
+            # Where the file says nothing new of the path, a flag's stays.
+            kept = new.log.path if new.log.path != old.log.path else server.config.log.path
+            log = dataclasses.replace(new.log, path=kept)
             if new.log != old.log:
-                server.log.change(new.log)
+                server.log.change(log)
         except ConfigError as error:
             self._refuse(f"{error}; everything stays as it was")
             return
         refused = config_file.not_live(old, new)
         # What can't change stays what it was, so that it is refused again until a restart.
-        self._last = dataclasses.replace(new, link=dataclasses.replace(old.link, stale_after=new.link.stale_after))
-        changed = {name: getattr(new, name) for name in ("policy", "shadow", "gamma", "log")
+        link = dataclasses.replace(old.link, stale_after=new.link.stale_after)
+        self._last = dataclasses.replace(new, link=link, memory=old.memory)
+        changed = {name: getattr(new, name) for name in ("policy", "shadow", "gamma")
                    if getattr(new, name) != getattr(old, name)}  # fmt: skip
         link = dataclasses.replace(server.config.link, stale_after=new.link.stale_after)
-        server.config = dataclasses.replace(server.config, **changed, link=link)
+        server.config = dataclasses.replace(server.config, **changed, log=log, link=link)
         if new.link.stale_after != old.link.stale_after:
             server.outbox.change_stale_after(new.link.stale_after)
         if new.gamma != old.gamma:
             server.set_candidates()
         if new.shadow != old.shadow:
             server.charge.set_shadows(new.shadow)
-        if new.policy != old.policy or new.policy.path is not None:
+        # A policy's file may have changed with the config; one that a flag or a request put in its place stays.
+        if new.policy != old.policy or (new.policy.path is not None and server.charge.wanted == new.policy):
             server.charge.set(new.policy, self._swapped)
         if refused:
             self._refuse(f"{path}: {'; '.join(refused)}")

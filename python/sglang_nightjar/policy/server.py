@@ -195,7 +195,9 @@ class Server:
             self.control.answer(sender.route, message)
         elif type(message) is Hello:
             self.log.frame(frame, at)
-            logger.info("%s joined: %s, γ %s", sender.sender, message.target, list(message.candidates))
+            # One that rests says hello again, so that it is not forgotten.
+            if sender.offered is None:
+                logger.info("%s joined: %s, γ %s", sender.sender, message.target, list(message.candidates))
             self._introduce(sender, message)
         elif type(message) is Arrivals:
             self.log.frame(frame, at)

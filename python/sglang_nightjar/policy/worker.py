@@ -40,7 +40,8 @@ class Worker:
     def batch(self, payload: bytes) -> bytes:
         """Feed the messages of a batch; returns the decisions as JSON rows, each with the record that led to it.
 
-        A row: sender, gammas, residency, reason, at_ns, batch size, γ; the last three are 0, null, null after a hello.
+        A row: sender, gammas, residency, trim, reason, at_ns, batch size, γ; the last three are 0, null, null after a
+        hello.
         """
         rows: list[tuple[Any, ...]] = []
         for frame in pipe.messages_of(payload):
