@@ -24,7 +24,6 @@ _FIELDS = (
     "decode_attention_backend",
     "device",
     "disable_cuda_graph",
-    "dp_size",
     "dtype",
     "max_running_requests",
     "max_total_tokens",

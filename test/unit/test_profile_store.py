@@ -31,6 +31,14 @@ def test_a_damaged_file_says_nothing(text: str) -> None:
     assert store.load(KEY) == SwitchCosts()
 
 
+@pytest.mark.parametrize("costs", ['{"weight": 2.0, "y": 5.0}', '{"x": NaN}', '{"weight": 1e999, "x": 1.0}'])
+def test_costs_that_cant_be_say_nothing(costs: str) -> None:
+    path = store.path_of(KEY)
+    path.parent.mkdir(parents=True)
+    path.write_text(f'{{"switch_costs": {costs}}}')
+    assert store.load(KEY) == SwitchCosts()
+
+
 def test_both_parts_are_kept_when_one_is_written() -> None:
     costs, steps = SwitchCosts(), {"load": {"ms": 30.0, "busy_ms": 12.5}}
     costs.observe(100, 5e6)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import threading
 from pathlib import Path
@@ -44,8 +45,11 @@ def save_steps(key: Key, steps: Steps) -> None:
 def load(key: Key) -> SwitchCosts:
     """The costs in the profile of ``key``; such that say nothing if there is none, or none that can be read."""
     try:
-        found = _read(key).get("switch_costs", {})
-        return SwitchCosts(**{name: float(value) for name, value in found.items()})
+        found = {name: float(value) for name, value in _read(key).get("switch_costs", {}).items()}
+        costs = SwitchCosts(**found)
+        if not all(0 <= value < math.inf for value in found.values()) or (costs.weight > 0) != (costs.x > 0):
+            raise ValueError(f"switch_costs {found}")
+        return costs
     except (ValueError, TypeError, AttributeError) as error:
         _warn(key, error)
         return SwitchCosts()
