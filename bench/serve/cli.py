@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -117,7 +118,9 @@ def run(args: argparse.Namespace) -> int:
         # It is trained anew now and then.
         weights = (Path(models.draft) / "model.safetensors").read_bytes()
         served["draft_sha256"] = hashlib.sha256(weights).hexdigest()[:16]
-    store.open({**settings.as_json(), **served, "trace": trace_id, "saved_state": saved_state(), "machine": _machine()})
+    how = {"algorithm": models.algorithm, "flags": " ".join(models.flags), "around": args.around}
+    made = {"side_by_side": args.side_by_side, "saved_state": saved_state(), "machine": _machine()}
+    store.open({**settings.as_json(), **served, **how, "trace": trace_id, **made, "versions": provenance()["versions"]})
     if args.retry:
         _set_aside(store)
     check = not args.no_check and settings.temperature == 0 and is_demo
@@ -137,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             _say("interrupted; the same command goes on from here")
             code = 130
-        except (ServerFault, ServerError, OSError, RuntimeError) as error:
+        except (ServerFault, ServerError, OSError, RuntimeError, subprocess.SubprocessError) as error:
             print(f"nightjar bench: {error}", file=sys.stderr)
             code = 1
     if bench.left_out:
@@ -191,11 +194,24 @@ def _models(args: argparse.Namespace) -> tuple[Models, bool]:
     if bool(args.model_path) != bool(args.draft_model_path):
         raise ConfigError("--model-path and --draft-model-path: name both, or neither for the demo pair")
     if args.model_path:
-        return Models(args.model_path, args.draft_model_path, args.algorithm, tuple(args.flags)), False
+        target, draft = _folder(args.model_path), _folder(args.draft_model_path)
+        return Models(target, draft, args.algorithm, tuple(args.flags)), False
     from sglang_nightjar.demo.pair import ensure_pair
 
     pair = ensure_pair()
     return Models(str(pair.target), str(pair.draft), args.algorithm, tuple(args.flags)), True
+
+
+def _folder(model: str) -> str:
+    """Where the model is, fetched if need be: its shape says how much KV cache a server without a draft gets."""
+    if Path(model).is_dir():
+        return model
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(model)
+    except Exception as error:
+        raise ConfigError(f"{model} is no folder, and can't be fetched as a model's name: {error}") from None
 
 
 def _runs(scenarios: list[str], names: list[str] | None, repetitions: int) -> list[Run]:

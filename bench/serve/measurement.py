@@ -61,17 +61,22 @@ class Measurement:
         usage, counters = self.fleet.usage(server), self._counters(server) if arm.policy else None
         began, generators_s = time.monotonic(), _children_cpu_s()
         outcome = self._generate(job, self.around)
+        if (code := server.process.poll()) is not None:
+            crash = validity.Fault("arm", f"the server ended with {code} under the load: {server.tail(5)}")
+            side = {"load": server_side.from_samples(outcome.samples), "processes": {}}
+            faults = [crash, *validity.of_answers(job, outcome.answers)]
+            return self._result(run, scenario, job, outcome, side, faults)
         ended = self.fleet.usage(server)
         others_s = max(0.0, ended.others_since(usage) - (_children_cpu_s() - generators_s))
         seconds = time.monotonic() - began
         after = self._counters(server) if arm.policy else None
         time.sleep(0.5 if mark else 0)  # The log is written every 0.2 s.
 
-        faults = validity.of_answers(job, outcome.answers) + validity.of_generator(job, outcome)
+        faults = [*validity.of_answers(job, outcome.answers), *validity.of_generator(job, outcome)]
         idle_s = ended.idle_since(usage)
         faults += validity.of_machine(others_s, idle_s, seconds, os.cpu_count() or 1)
         faults += validity.of_capacity(self.fleet.wanted_capacity(arm.server), self.fleet.capacity(server))
-        side: dict[str, Any] = {
+        side = {
             "load": server_side.from_samples(outcome.samples),
             "processes": ended.since(usage),
             "others_cpu_s": others_s,
@@ -97,7 +102,7 @@ class Measurement:
     ) -> dict[str, Any]:
         answers = outcome.answers
         objectives = Objectives(self.settings.slo_ttft_s, self.settings.slo_tpot_s)
-        whole = [(0.0, scenario.seconds)]
+        figures = measures.figures(answers, scenario.phases, objectives)
         return {
             "run": run.name,
             "scenario": run.scenario,
@@ -110,8 +115,8 @@ class Measurement:
             "provenance": provenance(),
             "began": outcome.began,
             "faults": [asdict(fault) for fault in faults],
-            "whole": measures.measure(answers, whole, objectives) | _totals(run.arm, answers, outcome),
-            "by_phase": measures.by_phase(answers, scenario.phases, objectives),
+            "whole": figures["whole"] | _totals(run.arm, answers, outcome),
+            "by_phase": figures["by_phase"],
             "quantiles": {
                 "ttft_s": measures.quantiles(answers, measures.ttft),
                 "tpot_s": measures.quantiles(answers, measures.tpot),

@@ -84,34 +84,52 @@ def tokens_between(answers: Sequence[Answer], start: float, end: float) -> int:
 
 
 def measure(answers: Sequence[Answer], spans: Sequence[tuple[float, float]], objectives: Objectives) -> dict[str, Any]:
-    """Figures of the parts ``spans`` of a load, together.
+    """Figures of the parts ``spans`` of a load, together; speeds are None of no time at all.
 
-    Tokens count where they arrived, requests and their latencies where they were due. Failed requests count nowhere.
+    Tokens and requests per second count where they arrived, latencies and objectives where requests were due. Failed
+    requests count nowhere.
     """
     good = [a for a in answers if not a.error and a.pieces]
     own = [a for a in good if any(start <= a.due < end for start, end in spans)]
+    answered = sum(any(start <= a.pieces[-1][0] < end for start, end in spans) for a in good)
+    tokens = sum(tokens_between(good, start, end) for start, end in spans)
     seconds = sum(end - start for start, end in spans)
     per_token = [value for a in own if (value := tpot(a)) is not None]
     met = sum(map(objectives.met, own))
     return {
         "seconds": seconds,
         "requests": len(own),
-        "tokens_per_s": sum(tokens_between(good, start, end) for start, end in spans) / seconds,
-        "requests_per_s": len(own) / seconds,
+        "tokens_per_s": tokens / seconds if seconds else None,
+        "requests_per_s": answered / seconds if seconds else None,
         "ttft_s": summary([ttft(a) for a in own]),
         "tpot_s": summary(per_token),
         "gap_s": summary([gap for a in own for gap in gaps(a)]),
         "latency_s": summary([latency(a) for a in own]),
-        "goodput_per_s": met / seconds,
+        "goodput_per_s": met / seconds if seconds else None,
         "attained": met / len(own) if own else None,
         "accepted_length": accepted_length(own),
     }
 
 
-def by_phase(answers: Sequence[Answer], phases: Sequence[Phase], objectives: Objectives) -> dict[str, dict[str, Any]]:
-    """`measure` of each phase, in order of first appearance."""
-    names = dict.fromkeys(phase.name for phase in phases)
-    return {name: measure(answers, [(p.start, p.end) for p in phases if p.name == name], objectives) for name in names}
+def figures(answers: Sequence[Answer], phases: Sequence[Phase], objectives: Objectives) -> dict[str, Any]:
+    """`measure` of the ``whole`` load and ``by_phase``, the phases in order of first appearance."""
+    spans: dict[str, list[tuple[float, float]]] = {}
+    most = max(phase.clients for phase in phases)
+    for phase in phases:
+        begin = settled(answers, phase, most)
+        spans.setdefault(phase.name, []).extend([(begin, phase.end)] * (begin < phase.end))
+    return {
+        "whole": measure(answers, [(0.0, phases[-1].end)], objectives),
+        "by_phase": {name: measure(answers, own, objectives) for name, own in spans.items()},
+    }
+
+
+def settled(answers: Sequence[Answer], phase: Phase, most: int) -> float:
+    """When a phase of a closed loop of up to ``most`` clients begins to count: once those that left before it have had
+    their last answers. In an open loop from its start: what it finds is part of its load.
+    """
+    late = [a.ended for a in answers if a.due < phase.start < a.ended and a.request % max(1, most) >= phase.clients]
+    return max(late, default=phase.start) if phase.clients else phase.start
 
 
 def seconds_of(answers: Sequence[Answer], until: float) -> list[dict[str, float]]:

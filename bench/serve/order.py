@@ -35,19 +35,22 @@ def order(scenarios: Sequence[str], arms: Sequence[Arm], repetitions: int) -> li
     """All runs. Every scenario once with every arm, then again: a benchmark that is stopped has as much of each.
 
     Arms of one kind of server follow each other, forwards and backwards in turn (ABBA: a drift that is linear in time
-    cancels out of their difference over two repetitions), starting with another arm every two repetitions. Kinds of
-    servers rotate.
+    cancels out of their difference over two repetitions), starting with another arm every two repetitions. So do kinds
+    of servers.
     """
     kinds = list(dict.fromkeys(arm.server for arm in arms))
     runs = []
     for repetition in range(repetitions):
         for scenario in scenarios:
-            for kind in _rotated(kinds, -repetition):
-                own = _rotated([arm for arm in arms if arm.server == kind], repetition // 2)
-                if repetition % 2:
-                    own.reverse()
-                runs += [Run(scenario, arm, repetition) for arm in own]
+            for kind in _turn(kinds, repetition):
+                own = [arm for arm in arms if arm.server == kind]
+                runs += [Run(scenario, arm, repetition) for arm in _turn(own, repetition)]
     return runs
+
+
+def _turn(items: Sequence[_Item], repetition: int) -> list[_Item]:
+    turned = _rotated(items, repetition // 2)
+    return turned[::-1] if repetition % 2 else turned
 
 
 def _rotated(items: Sequence[_Item], by: int) -> list[_Item]:

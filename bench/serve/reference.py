@@ -19,6 +19,7 @@ import orjson
 
 from bench.provenance import ROOT
 from bench.serve.job import Answer, Job
+from bench.serve.store import write_whole
 
 Case = dict[str, list[int]]
 
@@ -45,7 +46,7 @@ class Reference:
                 wrong += requests
             else:
                 self._agreed.setdefault(key, []).append(list(tokens))
-        self._file.write_bytes(orjson.dumps(self._agreed))
+        write_whole(self._file, orjson.dumps(self._agreed))
         return sorted(set(wrong))
 
     def _knows(self, job: Job, answer: Answer) -> bool:

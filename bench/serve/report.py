@@ -10,6 +10,7 @@ import orjson
 from bench.serve import paper, tables
 from bench.serve.arms import NONE
 from bench.serve.claim import claim, losses, subjects
+from bench.serve.measures import Objectives
 from bench.serve.results import Results
 from bench.serve.store import Store
 from sglang_nightjar.errors import ConfigError
@@ -20,7 +21,13 @@ HOW_TO_READ = (
     "times), with 95% confidence intervals; ×1.10 is 10% faster: 10% more tokens per second in a closed loop, a mean "
     "latency 1.10 times smaller in an open one. Gains in per cent are more tokens per second in a closed loop and less "
     "mean latency in an open one, so there ×1.10 is a gain of 9.1%, and +8.3% takes ×1.09: goals are read the stricter "
-    "way. Latencies count from when a request was due."
+    "way. Latencies count from when a request was due; means of them are arithmetic, over repetitions too, so they are "
+    "not exactly what the ratios say. A phase of a closed loop counts from when those that left before it have their "
+    "answers."
+)
+_LOSSES = (
+    "Phases that are worse than without speculation, and those that are more than 2% worse than with SGLang's own "
+    "rule, or than with the best static γ of the load:"
 )
 
 
@@ -28,7 +35,8 @@ def write(store: Store) -> Path:
     """Writes it from the runs in the store, or, where they are gone, from its ``results.jsonl``; returns the path of
     ``report.md``. Raises ConfigError if there is neither."""
     lines = store.folder / "results.jsonl"
-    results = Results.of(store.all())
+    conditions = _conditions(store)
+    results = Results.of(store.all(), Objectives(conditions["slo_ttft_s"], conditions["slo_tpot_s"]))
     if results.runs:
         lines.write_bytes(b"".join(orjson.dumps(_rounded(run)) + b"\n" for run in results.runs))
     elif lines.exists():
@@ -37,7 +45,7 @@ def write(store: Store) -> Path:
         raise ConfigError(f"{store.folder} holds no runs")
     pictures = _draw(results, store.folder)
     path = store.folder / "report.md"
-    path.write_text(render(results, _conditions(store), store.set_aside_count(), pictures))
+    path.write_text(render(results, conditions, store.set_aside_count(), pictures))
     return path
 
 
@@ -61,7 +69,7 @@ def render(results: Results, conditions: dict[str, Any], set_aside: int, picture
         + ".\n\n"
         + "\n".join(f"    {command}" for command in commands),
         "Conditions of all runs: "
-        + ", ".join(f"{k} {_shown(v)}" for k, v in conditions.items() if v not in ("", None))
+        + ", ".join(f"{k} {_shown(v)}" for k, v in conditions.items() if v not in ("", None) and k != "versions")
         + ".",
         HOW_TO_READ,
         tables.generator(results),
@@ -73,11 +81,12 @@ def render(results: Results, conditions: dict[str, Any], set_aside: int, picture
     if ours := subjects(results):
         parts += [
             "## What was to be shown",
-            "± is a 95% interval over repetitions.",
+            "± is a 95% interval over repetitions. A goal that the mean reaches, and not the whole interval, is met "
+            '"not for certain".',
         ]
         parts += [claim(results, arm) for arm in ours]
         parts += ["## Beside the paper", paper.beside(results, ours), paper.CONDITIONS]
-        parts += ["## Where it loses", "Phases that are worse than without speculation, and by how much:"]
+        parts += ["## Where it loses", _LOSSES]
         parts += [f"{arm}\n\n" + ("\n".join(losses(results, arm)) or "- none") for arm in ours]
     for scenario in results.scenarios:
         parts += _section(results, scenario, pictures.get(scenario, []))
@@ -91,7 +100,8 @@ def _section(results: Results, scenario: str, pictures: list[str]) -> list[str]:
     counts = sorted(set(runs.values()))
     what = "open loop" if results.is_open(scenario) else "closed loop"
     repetitions = f"{counts[0]} repetitions" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} repetitions"
-    parts = [f"## {scenario}", f"{what.capitalize()}, {repetitions}. Times in seconds."]
+    apart = f"Runs of one repetition began within {results.apart_s(scenario) / 60:.0f} minutes."
+    parts = [f"## {scenario}", f"{what.capitalize()}, {repetitions}. Times in seconds. {apart}"]
     parts += [f"![{Path(path).stem.replace('-', ' ')}]({path})" for path in pictures]
     parts += [tables.against_none(results, scenario), tables.felt(results, scenario)]
     what = "Mean latency" if results.is_open(scenario) else "Tokens per second"

@@ -9,6 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from bench.serve.arms import OURS
+from bench.serve.job import Answer
+from bench.serve.measures import Objectives, figures
+from bench.serve.scenarios import Phase
 
 Run = dict[str, Any]
 Figure = Callable[[Run], float | None]
@@ -43,6 +46,15 @@ def _speed(part: dict[str, Any], open_loop: bool) -> float | None:
     return 1 / part["latency_s"]["mean"] if part["latency_s"] else None
 
 
+def _without_answers(run: Run, objectives: Objectives | None) -> Run:
+    kept = {key: value for key, value in run.items() if key != "answers"}
+    if objectives is None:
+        return kept
+    answers = [Answer(**{**answer, "pieces": [tuple(p) for p in answer["pieces"]]}) for answer in run["answers"]]
+    found = figures(answers, [Phase(**phase) for phase in run["phases"]], objectives)
+    return {**kept, "whole": {**kept["whole"], **found["whole"]}, "by_phase": found["by_phase"]}
+
+
 @dataclass(frozen=True)
 class Results:
     """``runs`` are as `runner` made them, with or without their answers."""
@@ -50,8 +62,9 @@ class Results:
     runs: list[Run]
 
     @classmethod
-    def of(cls, runs: Iterable[Run]) -> Results:
-        return cls([{key: value for key, value in run.items() if key != "answers"} for run in runs])
+    def of(cls, runs: Iterable[Run], objectives: Objectives | None = None) -> Results:
+        """With ``objectives`` the figures are made anew of the answers: those of a run are of the code that made it."""
+        return cls([_without_answers(run, objectives) for run in runs])
 
     @cached_property
     def scenarios(self) -> list[str]:
@@ -93,6 +106,14 @@ class Results:
 
     def is_open(self, scenario: str) -> bool:
         return next(run["open_loop"] for run in self.runs if run["scenario"] == scenario)
+
+    def apart_s(self, scenario: str) -> float:
+        """The longest time between the beginnings of two runs that are compared, s: the machine may have changed."""
+        began: dict[int, list[float]] = {}
+        for run in self.runs:
+            if run["scenario"] == scenario and not run["faults"]:
+                began.setdefault(run["repetition"], []).append(run["began"])
+        return max((max(found) - min(found) for found in began.values()), default=0.0)
 
     def faulty(self) -> list[Run]:
         return [run for run in self.runs if run["faults"]]

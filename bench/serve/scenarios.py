@@ -17,11 +17,17 @@ from bench.serve.job import Clients
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the load that is looked at by itself. Parts of equal name count as one."""
+    """A part of the load that is looked at by itself. Parts of equal name count as one.
+
+    Attributes:
+        start, end: in s of the load.
+        clients: of a closed loop, how many requests at a time; 0 of an open one.
+    """
 
     name: str
     start: float
     end: float
+    clients: int = 0
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,8 @@ def _fixed(scale: Scale) -> Scenario:
 def _closed(name: str, question: str, steps: list[tuple[float, int]], scale: Scale) -> Scenario:
     clients = tuple(Clients(scale.seconds(seconds), max(1, round(n * scale.rate))) for seconds, n in steps)
     labels = [(f"{c.clients} client{'s' * (c.clients > 1)}", c.seconds) for c in clients]
-    return Scenario(name, question, _phases(labels), clients=clients)
+    phases = [replace(phase, clients=c.clients) for phase, c in zip(_phases(labels), clients, strict=True)]
+    return Scenario(name, question, tuple(phases), clients=clients)
 
 
 def _replay(scale: Scale, trace: list[TraceRow]) -> Scenario:

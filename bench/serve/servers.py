@@ -41,7 +41,7 @@ class ServerFault(Exception):
 
 @dataclass(frozen=True)
 class Models:
-    """What is served: folders or names of target and draft, the kind of draft, and SGLang flags for all servers."""
+    """What is served: folders of target and draft, the kind of draft, and SGLang flags for all servers."""
 
     target: str
     draft: str
@@ -137,12 +137,10 @@ class Fleet:
         return self.folder / kind / "decisions.jsonl" if kind in kinds_of_policies() else None
 
     def _kv_tokens(self, kind: str) -> int:
-        extra = 0
-        if kind == PLAIN:
-            with contextlib.suppress(OSError, KeyError, ValueError):
-                target, draft = Path(self.models.target), Path(self.models.draft)
-                extra = budget.extra_tokens(target, draft, self.settings.kv_tokens)
-        return self.settings.kv_tokens + extra
+        tokens = self.settings.kv_tokens
+        if kind != PLAIN:
+            return tokens
+        return tokens + budget.extra_tokens(Path(self.models.target), Path(self.models.draft), tokens)
 
     def _start(self, kind: str) -> Server:
         folder = self.folder / kind

@@ -164,8 +164,7 @@ def run(machine: Machine, setup: Setup, scenario: Scenario, name: str, repetitio
         "phases": [asdict(phase) for phase in scenario.phases],
         "began": 0.0,
         "faults": [{"kind": "arm", "text": "refused a request"}] if result.refused else [],
-        "whole": measures.measure(answers, [(0.0, scenario.seconds)], objectives),
-        "by_phase": measures.by_phase(answers, scenario.phases, objectives),
+        **measures.figures(answers, scenario.phases, objectives),
         "shares": result.shares,
     }
 

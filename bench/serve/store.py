@@ -34,13 +34,13 @@ class Store:
                     "runs under different conditions can't be compared. Name another --out, or delete that folder"
                 )
         (self.folder / "runs").mkdir(parents=True, exist_ok=True)
-        _write(file, orjson.dumps(conditions, option=orjson.OPT_INDENT_2))
+        write_whole(file, orjson.dumps(conditions, option=orjson.OPT_INDENT_2))
 
     def has(self, name: str) -> bool:
         return self._file(name).exists()
 
     def save(self, name: str, result: dict[str, Any]) -> None:
-        _write(self._file(name), orjson.dumps(result))
+        write_whole(self._file(name), orjson.dumps(result))
 
     def set_aside(self, name: str) -> None:
         """Keep a run's file under another name, so that it is made again. It stays in ``runs`` for the record."""
@@ -64,7 +64,8 @@ class Store:
         return self.folder / "runs" / f"{name}.json"
 
 
-def _write(file: Path, data: bytes) -> None:
+def write_whole(file: Path, data: bytes) -> None:
+    """Write ``file``, or leave it as it was."""
     partial = file.with_name(f".{file.name}.partial")
     partial.write_bytes(data)
     os.replace(partial, file)

@@ -35,6 +35,16 @@ def of(key: str, statistic: str) -> Figure:
     return figure
 
 
+def latency_of(phase: str) -> Figure:
+    """The mean latency of a phase, s."""
+
+    def figure(run: Run) -> float | None:
+        found = run["by_phase"][phase]["latency_s"]
+        return found["mean"] if found else None
+
+    return figure
+
+
 def plain(key: str) -> Figure:
     """A figure of the whole load."""
 
@@ -48,9 +58,11 @@ def against_none(results: Results, scenario: str) -> str:
     """Each arm's figures, and its paired ratio to the arm without speculation."""
     head = ["", "tokens/s", "requests/s", "goodput/s", "latency, mean", "against no speculation"]
     base = results.by_repetition(scenario, NONE, speed)
+    counts = {arm: len(results.counted(scenario, arm)) for arm in results.arms(scenario)}
+    most = max(counts.values())
     rows = [
         [
-            results.labels[arm],
+            results.labels[arm] + (f" ({counts[arm]} of {most})" if counts[arm] < most else ""),
             number(results.mean(scenario, arm, throughput)),
             number(results.mean(scenario, arm, plain("requests_per_s"))),
             number(results.mean(scenario, arm, plain("goodput_per_s"))),
@@ -80,14 +92,18 @@ def phases(results: Results, scenario: str) -> str:
     open_loop = results.is_open(scenario)
 
     def cell(arm: str, name: str) -> str:
-        value = results.mean(scenario, arm, phase_speed(name))
-        shown = number(1 / value if open_loop and value else value)
+        shown = number(results.mean(scenario, arm, latency_of(name) if open_loop else phase_speed(name)))
         if arm == NONE:
             return shown
         own, base = (results.by_repetition(scenario, a, phase_speed(name)) for a in (arm, NONE))
         return f"{shown}, {ratio(own, base)}"
 
+    def requests(name: str) -> str:
+        runs = [run for arm in results.arms(scenario) for run in results.counted(scenario, arm)]
+        return number(_mean(run["by_phase"][name]["requests"] for run in runs))
+
     rows = [[results.labels[arm], *(cell(arm, name) for name in names)] for arm in results.arms(scenario)]
+    rows.append(["requests in it, mean", *map(requests, names)])
     return table(["latency, s" if open_loop else "tokens/s", *names], rows)
 
 

@@ -15,7 +15,7 @@ STILL_S = 0.5
 #: Of one core; more than this the generator took away from the server.
 GENERATOR_SHARE = 0.25
 #: Of all cores; more than this, and what else the machine did was measured.
-OTHERS_SHARE = 0.1
+OTHERS_SHARE = 0.05
 
 Kind = Literal["arm", "measurement"]
 

@@ -30,6 +30,7 @@ from sglang_nightjar.errors import ConfigError
         (["--new-tokens", "9", "4"], "no less than the fewest"),
         (["--prompts", "/nowhere.jsonl"], "no such file"),
         (["--model-path", "/some/model"], "name both, or neither"),
+        (["--model-path", "/some/model", "--draft-model-path", "/x"], "/some/model is no folder, and can't be fetched"),
     ],
 )
 def test_what_can_not_work_is_refused(argv: list[str], says: str, capsys: Any) -> None:

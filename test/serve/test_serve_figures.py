@@ -49,7 +49,8 @@ def test_figures_of_a_part() -> None:
     first = measures.measure(answers, [(0.0, 10.0)], Objectives(2.0, 0.2))
     # The second answer's last twenty tokens came after the part, the failed one counts nowhere.
     assert first["tokens_per_s"] == pytest.approx(1.2)
-    assert (first["requests"], first["requests_per_s"]) == (2, pytest.approx(0.2))
+    # Two were due in it, one was answered.
+    assert (first["requests"], first["requests_per_s"]) == (2, pytest.approx(0.1))
     assert first["latency_s"]["mean"] == pytest.approx((2.0 + 7.0) / 2)
     # The first has 0.1 s per token, the second 0.3 s: only one is good.
     assert (first["goodput_per_s"], first["attained"]) == (pytest.approx(0.1), 0.5)
@@ -60,9 +61,28 @@ def test_figures_of_a_part() -> None:
 
 def test_parts_of_equal_name_are_one() -> None:
     phases = [Phase("between", 0, 10), Phase("burst", 10, 20), Phase("between", 20, 30)]
-    found = measures.by_phase([answer(1, (2, 10)), answer(25, (26, 20))], phases, Objectives(1, 1))
+    found = measures.figures([answer(1, (2, 10)), answer(25, (26, 20))], phases, Objectives(1, 1))["by_phase"]
     assert list(found) == ["between", "burst"]
     assert found["between"]["requests"] == 2 and found["between"]["tokens_per_s"] == pytest.approx(30 / 20)
+
+
+def test_what_clients_that_left_still_get_is_no_figure_of_the_next_phase() -> None:
+    """Two clients, then one; the second one's last answer comes until 12 s."""
+    phases = [Phase("2 clients", 0, 10, clients=2), Phase("1 client", 10, 20, clients=1)]
+    answers = [
+        answer(8, (9, 1), (13, 11), request=2),
+        answer(8, (9, 1), (11.9, 91), request=1, ended=12),
+        answer(13, (14, 1), (18, 71), request=4),
+    ]
+    assert measures.settled(answers, phases[1], 2) == 12
+    found = measures.figures(answers, phases, Objectives(1, 1))
+    assert found["by_phase"]["1 client"]["tokens_per_s"] == pytest.approx((10 + 71) / 8)
+    assert found["whole"]["tokens_per_s"] == pytest.approx((11 + 91 + 71) / 20)
+    # In an open loop there are no clients to wait for.
+    assert measures.settled(answers, Phase("recovery", 10, 20), 0) == 10
+    late = [answer(8, (9, 1), (25, 91), request=1)]
+    nothing = measures.figures(late, phases, Objectives(1, 1))["by_phase"]["1 client"]
+    assert nothing["tokens_per_s"] is None and nothing["requests"] == 0
 
 
 def test_seconds() -> None:

@@ -21,7 +21,8 @@ LOAD: Scenario = piecewise("surge", "", [("before", 2.0, 3.0), ("surge", 2.0, 3.
 
 @dataclass
 class Fleet:
-    """Servers that are as a test says. ``usages`` and ``statuses`` are what is said before and after the load."""
+    """Servers that are as a test says. ``usages`` are what is said before and after the load, ``code`` is what the
+    server ended with in it."""
 
     log: Path
     usages: list[Usage] = field(default_factory=lambda: [Usage({"scheduler": 1.0}, {"scheduler": 1}, 5.0)] * 2)
@@ -29,6 +30,17 @@ class Fleet:
     url: str = "http://nowhere"
     key: str = "secret"
     steps: list[str] = field(default_factory=list)
+    code: int | None = None
+
+    @property
+    def process(self) -> Any:
+        return self
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def tail(self, _lines: int) -> str:
+        return "out of memory"
 
     def get(self, kind: str) -> Any:
         self.steps.append(f"get {kind}")
@@ -153,6 +165,13 @@ def test_every_check_is_asked(make: Any, planted: dict[str, Any], kind: str, say
     planted = {name: list(value) if name == "usages" else value for name, value in planted.items()}
     [fault] = make(**planted)["faults"]
     assert fault["kind"] == kind and says in fault["text"]
+
+
+def test_a_server_that_ends_under_the_load_is_told_of(make: Any) -> None:
+    result = make(code=-9)
+    [fault] = result["faults"]
+    assert fault["kind"] == "arm" and "the server ended with -9 under the load: out of memory" in fault["text"]
+    assert len(result["answers"]) > 0
 
 
 def test_an_arm_without_a_policy_is_not_asked_for_one(make: Any) -> None:

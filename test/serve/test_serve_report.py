@@ -45,7 +45,7 @@ def made_up(name: str, arm: str, repetition: int, factor: float, **more: Any) ->
     }
     if steered:
         side["log"] = log
-    whole = measures.measure(answers, [(0.0, scenario.seconds)], objectives)
+    figures = measures.figures(answers, scenario.phases, objectives)
     return {
         "run": f"{name}.{arm}.{repetition}",
         "scenario": name,
@@ -64,8 +64,8 @@ def made_up(name: str, arm: str, repetition: int, factor: float, **more: Any) ->
         },
         "began": float(repetition),
         "faults": [],
-        "whole": whole | {"retractions": 0, "gamma_per_step": 3.0},
-        "by_phase": measures.by_phase(answers, scenario.phases, objectives),
+        "whole": figures["whole"] | {"retractions": 0, "gamma_per_step": 3.0},
+        "by_phase": figures["by_phase"],
         "quantiles": {
             key: measures.quantiles(answers, of)
             for key, of in (("ttft_s", measures.ttft), ("tpot_s", measures.tpot), ("latency_s", measures.latency))
@@ -111,6 +111,46 @@ def test_gains_are_throughput_or_latency(runs: list[dict[str, Any]]) -> None:
     assert sorted(line.split(":")[0] for line in lost) == ["- day, night", "- day, noon"]
     assert all("-11.1%" in line and "more than allowed" in line for line in lost)
     assert losses(results, "nightjar") == []
+    # Ahead of no speculation, and behind what is there without us.
+    behind = [run for run in runs if run["arm"] != "nightjar" and run["scenario"] == "surge"]
+    behind += [made_up("surge", "nightjar", repetition, 1.1) for repetition in range(2)]
+    lost = losses(Results.of(behind), "nightjar")
+    assert len(lost) == 6 and sum("against `--speculative-adaptive`" in line for line in lost) == 3
+    assert sum("against static γ=3" in line for line in lost) == 3
+
+
+def test_a_goal_is_met_for_certain_if_the_whole_interval_meets_it() -> None:
+    def verdicts(*factors: float) -> list[str]:
+        ours = [made_up("clients", "nightjar", n, factor) for n, factor in enumerate(factors)]
+        results = Results.of([*ours, *(made_up("clients", "none", n, 1.0) for n in range(len(factors)))])
+        return [line.split("|")[4].strip() for line in claim(results, "nightjar").splitlines()[2:]]
+
+    # The last line is the worst phase's.
+    assert verdicts(1.39, 1.40, 1.41) == ["met", "met"]
+    assert verdicts(1.2, 1.4, 1.6)[0] == "met, not for certain"
+    assert verdicts(1.4)[0] == "met, not for certain", "of one repetition nothing is certain"
+    assert verdicts(0.9, 0.9) == ["**missed**", "**missed**"]
+
+
+def test_without_another_gamma_there_is_no_best_one(runs: list[dict[str, Any]]) -> None:
+    results = Results.of(run for run in runs if not run["arm"].startswith("static"))
+    assert best_static(results, "surge") is None
+    assert "best static" not in claim(results, "nightjar")
+
+
+def test_means_are_arithmetic_and_few_requests_show() -> None:
+    results = Results.of([made_up("surge", "none", 0, 1.0), made_up("surge", "none", 1, 0.5)])
+    lines = tables.phases(results, "surge").splitlines()
+    # Latencies of 1 and 2 s.
+    assert lines[2].split("|")[2].strip() == "1.50"
+    assert lines[-1].startswith("| requests in it, mean | ")
+
+
+def test_figures_are_made_anew_of_the_answers(runs: list[dict[str, Any]]) -> None:
+    old = {**runs[0], "whole": {**runs[0]["whole"], "tokens_per_s": -1.0}, "by_phase": {}}
+    [made] = Results.of([old], Objectives(2.0, 0.06)).runs
+    assert made["whole"]["tokens_per_s"] > 0 and made["by_phase"].keys() == runs[0]["by_phase"].keys()
+    assert made["whole"]["gamma_per_step"] == 3.0
 
 
 def test_what_a_user_feels_and_where_the_draft_was(runs: list[dict[str, Any]]) -> None:

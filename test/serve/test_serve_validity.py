@@ -84,7 +84,7 @@ def test_a_generator_that_lagged() -> None:
 
 
 def test_a_machine_that_did_something_else() -> None:
-    assert validity.of_machine(others_s=10.0, idle_s=10.0, wall_s=90.0, cores=2) == []
+    assert validity.of_machine(others_s=8.0, idle_s=8.0, wall_s=90.0, cores=2) == []
     assert texts(validity.of_machine(90.0, 0.0, 90.0, 2), "measurement") == "other work took 50% of the machine's cores"
     assert texts(validity.of_machine(0.0, 45.0, 90.0, 2), "measurement") == (
         "idle servers took 25% of the machine's cores"
@@ -195,5 +195,5 @@ def test_what_is_invalid_is_not_averaged_in() -> None:
     assert results.by_repetition("clients", "static-3", speed) == {}
     assert len(results.faulty()) == 2
     lines = claim(results, "nightjar").splitlines()
-    assert "+30.0% | met" in lines[2] and "no speculation" not in lines[2].split("|")[0]
+    assert "+30.0% | met, not for certain" in lines[2] and "no speculation" not in lines[2].split("|")[0]
     assert not any(line.startswith("| static") for line in lines)
