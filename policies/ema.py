@@ -112,6 +112,7 @@ class Ema(Policy):
 
     name = "ema"
     Params = EmaParams
+    estimates_of = "accepted draft tokens per request"
 
     def __init__(self, params: Any = None, seed: int = 0) -> None:
         super().__init__(params, seed)

@@ -68,6 +68,7 @@ class Ucb(Policy):
 
     name = "ucb"
     Params = UcbParams
+    estimates_of = "mean reward"
 
     def __init__(self, params: Any = None, seed: int = 0) -> None:
         super().__init__(params, seed)

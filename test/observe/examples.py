@@ -57,6 +57,7 @@ def policy(name: str = "static", **changes: Any) -> dict[str, Any]:
         "records": 5,
         "plans": 1,
         "estimates": {"pool": {"1-4": {"0": 5e6, "3": 4e6}}},
+        "estimates_of": "ns per token",
         **changes,
     }
 

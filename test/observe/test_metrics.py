@@ -62,7 +62,10 @@ def test_series_of_the_policy_process(registry: CollectorRegistry) -> None:
     where = {"policy": "static", "pool": "pool", "bucket": "1-4", "gamma": "3"}
     assert registry.get_sample_value("nightjar:estimated_seconds_per_token", where) == pytest.approx(0.004)
     assert registry.get_sample_value("nightjar:policy_errors_total") == 2
-    metrics.update(PolicySide("running", {**answer(), "policy": policy("ema")}), {**counters, "policy_swaps": 1})
+    rates = policy("ema", estimates={"s": {"1": {"3": 1.4}}}, estimates_of="accepted draft tokens per request")
+    metrics.update(PolicySide("running", {**answer(), "policy": rates}), {**counters, "policy_swaps": 1})
+    accepted = {"policy": "ema", "pool": "s", "bucket": "1", "gamma": "3"}
+    assert registry.get_sample_value("nightjar:estimated_seconds_per_token", accepted) is None, "that is no time"
     charge = {name: registry.get_sample_value("nightjar:policy_in_charge", {"policy": name, "version": "1"})
               for name in ("static", "ema")}  # fmt: skip
     assert charge == {"static": 0, "ema": 1}

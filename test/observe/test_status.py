@@ -18,6 +18,7 @@ def test_all_parts_are_put_together() -> None:
         "name": "static",
         "version": "1",
         "params": {"gamma": 3},
+        "path": None,
         "state": "running",
         "detail": "",
         "endpoint": "ipc:///x",
@@ -31,6 +32,7 @@ def test_all_parts_are_put_together() -> None:
         "fallbacks": 2,
         "policy_swaps": 4,
         "policy_restarts": 3,
+        "log_dropped": 0,
     }
 
 

@@ -11,6 +11,9 @@ from sglang_nightjar.core import gammas
 from sglang_nightjar.core.gammas import Ranges
 from sglang_nightjar.core.messages import MAX_BATCH, MAX_GAMMA, MAX_TEXT, Arrivals, Hello, Telemetry
 
+#: What `Policy.estimates` are of, unless a policy says something else.
+NS_PER_TOKEN = "ns per token"
+
 
 @dataclass(frozen=True)
 class NoParams:
@@ -41,18 +44,21 @@ class Decision:
 class Policy:
     """Base class of all policies. Overriding ``hello`` alone makes a static policy.
 
-    A method that raises, or returns anything but a valid `Decision` or None, gets the policy restarted from scratch.
+    A method that raises, or returns anything but a valid `Decision` or None, gets the policy started again in a new
+    worker.
 
     Attributes:
         name: how it is called in logs and metrics.
         version: changes when its decisions may.
         Params: a dataclass of the parameters, with defaults; the config's ``params`` are checked against it. A field
             may have ``metadata={"min": ..., "max": ...}``; `__post_init__` may raise ValueError.
+        estimates_of: the unit of `estimates`; those in ns per token are exported to Prometheus.
     """
 
     name: ClassVar[str] = ""
     version: ClassVar[str] = "1"
     Params: ClassVar[type] = NoParams
+    estimates_of: ClassVar[str] = NS_PER_TOKEN
 
     def __init__(self, params: Any = None, seed: int = 0) -> None:
         self.params = self.Params() if params is None else params
@@ -73,7 +79,7 @@ class Policy:
         """A scheduler is gone; forget it."""
 
     def estimates(self) -> dict[str, dict[str, dict[str, float]]]:
-        """For people: expected ns per token by pool, batch-size bucket and γ (or whatever the policy estimates)."""
+        """For people: what is expected, by pool, batch-size bucket and γ, in units of ``estimates_of``."""
         return {}
 
     def save(self) -> dict[str, Any]:

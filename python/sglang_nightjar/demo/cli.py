@@ -38,7 +38,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     train.add_argument(
         "--first-packet", type=_not_negative, default=0, metavar="N", help="for several processes, each a part"
     )
-    train.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps, of about 4,096 tokens each")
+    train.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps, of about 1,024 tokens each")
     train.add_argument("--minutes", type=_positive, metavar="N", help="train for so long, instead of --steps")
     train.add_argument(
         "--continue-from", type=Path, metavar="DIR", help='a head to go on from; "shipped" is the one in the package'

@@ -61,7 +61,7 @@ def obstacle(scheduler: Any) -> str:
     if args.device not in ("cpu", "cuda"):
         return f"there is no elastic memory on {args.device}"
     if args.device == "cpu" and not kernels.in_use():
-        return "SGLang's own CPU kernels keep weights in forms of their own"
+        return "our CPU kernels are not in use, and others keep weights in forms of their own"
     for name, wanted, why in (
         ("disaggregation_mode", "null", "prefill and decode are separate servers"),
         ("enable_hierarchical_cache", False, "the hierarchical cache copies KV rows in the background"),

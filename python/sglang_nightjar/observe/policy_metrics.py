@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from sglang_nightjar.core.policy import NS_PER_TOKEN
 from sglang_nightjar.observe.exporter import every_few_seconds
 from sglang_nightjar.observe.rank_metrics import Growth
 from sglang_nightjar.observe.server_side import ServerSide
@@ -58,7 +59,8 @@ class PolicyMetrics:
         self._seen.add((name, version))
         for known in self._seen:
             self._in_charge.labels(*known).set(known == (name, version))
-        for pool, buckets in policy.get("estimates", {}).items():
+        known_ns = policy["estimates"] if policy.get("estimates_of") == NS_PER_TOKEN else {}
+        for pool, buckets in known_ns.items():
             for bucket, by_gamma in buckets.items():
                 for gamma, nanoseconds in by_gamma.items():
                     self._estimate.labels(name, pool, bucket, gamma).set(nanoseconds / 1e9)

@@ -44,7 +44,7 @@ def build(policy: PolicySide, internal_states: Sequence[dict[str, Any]], trouble
     ranks = [state["nightjar"] for state in internal_states if isinstance(state.get("nightjar"), dict)]
     counters = {name: sum(rank.get("counters", {}).get(name, 0) for rank in ranks) for name in RANK_COUNTERS}
     of_process = policy.answer.get("counters", {})
-    counters["policy_swaps"] = of_process.get("policy_swaps", 0)
+    counters |= {name: of_process.get(name, 0) for name in ("policy_swaps", "log_dropped")}
     # The process that this server started, and the policy inside it.
     counters["policy_restarts"] = policy.restarts + of_process.get("policy_restarts", 0)
     return {
@@ -54,6 +54,7 @@ def build(policy: PolicySide, internal_states: Sequence[dict[str, Any]], trouble
             "name": in_charge.get("name", policy.wanted),
             "version": in_charge.get("version", ""),
             "params": in_charge.get("params", {}),
+            "path": in_charge.get("path"),
             "state": in_charge.get("state", policy.state),
             "detail": in_charge.get("error", "") or policy.detail,
             "endpoint": policy.endpoint,

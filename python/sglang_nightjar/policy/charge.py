@@ -93,6 +93,7 @@ class Slot:
             "records": known.records,
             "plans": known.decisions,
             "estimates": known.estimates,
+            "estimates_of": known.estimates_of,
         }
 
     def close(self) -> None:

@@ -50,7 +50,7 @@ class Host:
 
     Attributes:
         spec: what was asked for.
-        name, version, params: what the worker said it is.
+        name, version, params, estimates_of: what the worker said it is.
         error: why it failed; None while it has not. A failed host stays failed.
         ready: loaded and rehearsed.
         records, decisions: how many it was sent, and made.
@@ -67,6 +67,7 @@ class Host:
         self.records = self.decisions = self.dropped = 0
         self.latest: dict[str, Verdict] = {}
         self.estimates: dict[str, Any] = {}
+        self.estimates_of = ""
         self.since = time.time()
         self._batches: deque[_Batch] = deque()
         self._sent = self._done = 0
@@ -251,6 +252,7 @@ class Host:
                 verdicts.append(verdict)
         elif kind == pipe.READY:
             self.name, self.version, self.params = body["name"], body["version"], body["params"]
+            self.estimates_of = body["estimates_of"]
             self.ready = True
         elif kind == pipe.ESTIMATES:
             self.estimates = body

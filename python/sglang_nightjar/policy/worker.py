@@ -146,7 +146,12 @@ def serve(connection: socket.socket) -> None:
             gc.freeze()
             params = policy.params if policy.params is not None else {}
             answer = orjson.dumps(
-                {"name": policy.name, "version": str(policy.version), "params": params},
+                {
+                    "name": policy.name,
+                    "version": str(policy.version),
+                    "params": params,
+                    "estimates_of": str(policy.estimates_of),
+                },
                 option=orjson.OPT_NON_STR_KEYS,
                 default=str,
             )
