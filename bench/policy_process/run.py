@@ -86,7 +86,7 @@ class Load:
         took = int(1e6 * max(1.0, size * (gamma + 1) / 32) * self.random.uniform(0.9, 1.1))
         return Telemetry(
             iteration, time.monotonic_ns(), took, size, gamma, size + sum(accepted), size * 900, 0, 3, 2_000, size,
-            size * 900, 1_000_000, 0, 0, 0, 0, 1, plan.plan_id, tuple(accepted),
+            size * 900, 1_000_000, 0, 0, 0, 0, 1, plan.plan_id, size * (gamma + 1), tuple(accepted),
         )  # fmt: skip
 
     def receive(self, timeout_ms: int = 0) -> None:

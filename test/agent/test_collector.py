@@ -82,17 +82,18 @@ def test_the_record_is_credited_to_the_gamma_and_plan_of_its_launch_and_survives
     assert (second.iteration, second.gamma, second.plan_id, second.committed, second.accepted) == (2, 0, 8, 2, ())
     assert (first.context_tokens, first.running, first.kv_used, first.kv_capacity) == (106, 2, 123, 1000)
     assert (first.queue_length, first.queued_tokens) == (3, 30)
+    assert (first.rows, second.rows) == (8, 2)
     batch = TelemetryBatch("s", 1, (first, second))
     assert decode(encode(batch)) == batch
 
 
 def test_drafts_left_out_of_verification_count_for_acceptance_and_not_for_tokens() -> None:
     bench, result = Bench(), make_result(3, [1, 0])
-    kept = trim.Kept(torch.tensor([2, 1]), torch.empty(0), np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]))
+    kept = trim.Kept(torch.tensor([2, 1]), torch.tensor([0, 1, 4]), np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]))
     result.accept_lens = torch.tensor([2, 1], dtype=torch.int32)
     trim.tell(result, kept)
     record = bench.decode(result)
-    assert (record.committed, record.accepted) == (3, (2, 2, 1))
+    assert (record.rows, record.committed, record.accepted) == (3, 3, (2, 2, 1))
     assert (bench.collector.totals.accepted, bench.collector.totals.proposed) == (1, 6)
 
 

@@ -46,7 +46,7 @@ def test_it_is_taken_up_as_it_was_saved_and_nonsense_is_refused() -> None:
     other.restore(kept.state())
     assert np.array_equal(kept.shares(), other.shares())
     for bad in ([[0, 0, 2, 1]], [[0, 0, -1, 1]], [[0, 0, float("nan"), 1]], [[-1, 0, 1, 1]], [[10**6, 0, 1, 1]]):
-        with pytest.raises(ValueError, match="accepted of"):
+        with pytest.raises(ValueError, match="kept of"):
             KeptShare(GAMMAS).restore(bad)
 
 

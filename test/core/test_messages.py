@@ -35,9 +35,10 @@ def records(draw):
     batch_size, gamma = draw(st.integers(1, MAX_BATCH)), draw(gammas)
     accepted = draw(st.just(()) | st.tuples(*[st.integers(0, batch_size)] * gamma))
     numbers = draw(st.lists(counts, min_size=13, max_size=13))
+    rows = draw(st.just(0) | st.integers(batch_size, batch_size * (gamma + 1)))
     return Telemetry(
         *numbers[:3], batch_size, gamma, draw(st.integers(0, batch_size * (gamma + 1))), *numbers[3:13],
-        draw(st.integers(0, 6)), draw(st.integers(0, 1)), draw(counts), accepted
+        draw(st.integers(0, 6)), draw(st.integers(0, 1)), draw(counts), rows, accepted
     )  # fmt: skip
 
 
@@ -121,7 +122,7 @@ def test_noise_is_refused(noise):
         decode(noise)
 
 
-@given(records(), st.integers(0, 18), st.sampled_from([-1, MAX_INT + 1, 2**64, 1.0, 1.5, None, True, "1", [], 1e300]))
+@given(records(), st.integers(0, 19), st.sampled_from([-1, MAX_INT + 1, 2**64, 1.0, 1.5, None, True, "1", [], 1e300]))
 def test_a_wrong_number_in_a_record_refuses_the_frame(record, column, wrong):
     body = json.loads(encode(TelemetryBatch("a", 1, (record, record))))
     body["records"][1][column] = wrong
@@ -145,6 +146,8 @@ RECORD = Telemetry(1, 2, 3, batch_size=4, gamma=2, committed=9, accepted=(4, 1))
         {"accepted": (True, 1)},
         {"residency": 7},
         {"cuda_graph": 2},
+        {"rows": 3},
+        {"rows": 13},
     ],
 )
 def test_an_impossible_record_is_refused(change):
@@ -192,8 +195,17 @@ def test_bounds_of_lists_and_texts():
 
 def test_the_largest_batch_fits_a_frame():
     record = Telemetry(
-        *[MAX_INT] * 3, MAX_BATCH, MAX_GAMMA, 1, *[MAX_INT] * 10, 1, 1, MAX_INT, (MAX_BATCH,) * MAX_GAMMA
-    )
+        *[MAX_INT] * 3,
+        MAX_BATCH,
+        MAX_GAMMA,
+        1,
+        *[MAX_INT] * 10,
+        1,
+        1,
+        MAX_INT,
+        MAX_BATCH * (MAX_GAMMA + 1),
+        (MAX_BATCH,) * MAX_GAMMA,
+    )  # fmt: skip
     batch = TelemetryBatch("s" * 512, MAX_INT, (record,) * MAX_RECORDS, MAX_INT)
     assert decode(encode(batch)) == batch
 

@@ -33,7 +33,7 @@ def trimmed(one: OneScheduler) -> dict[str, Any]:
 
     def overheard(result: Any, kept: trim.Kept) -> None:
         tell(result, kept)
-        told.append((int(result.accept_lens.sum()) - len(kept.lengths), sum(trim.told(result))))
+        told.append((int(result.accept_lens.sum()) - len(kept.lengths), sum(trim.told(result).likely)))
 
     worker = one.scheduler.draft_worker.draft_worker
     ours = worker.nightjar_eagle3

@@ -53,7 +53,7 @@ class Collector:
         """The record of a decode iteration; ``pressure`` is that of now."""
         self._note_start(sample)
         self.overhead.note(sample.overhead_ns)
-        gamma = (sample.width or 1) - 1
+        gamma, told = (sample.width or 1) - 1, sample.told
         drafts = sum(sample.correct or ()) if gamma else 0
         iteration_ns = max(0, sample.at_ns - self._since_ns)
         totals = self.totals
@@ -83,7 +83,8 @@ class Collector:
             residency=sample.residency,
             cuda_graph=1 if sample.cuda_graph else 0,
             plan_id=sample.launch.decision.plan_id if sample.launch else NO_PLAN,
-            accepted=accepted_by_position(sample.likely or sample.correct or (), gamma),
+            rows=told.rows if told else sample.batch_size * (gamma + 1),
+            accepted=accepted_by_position((told.likely if told else sample.correct) or (), gamma),
         )
         self._prefill_tokens = 0
         self._since_ns = sample.at_ns

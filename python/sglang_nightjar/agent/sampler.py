@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from sglang_nightjar.agent.selector import Launch
 from sglang_nightjar.cpu import trim
+from sglang_nightjar.cpu.trim import Told
 from sglang_nightjar.draft import residency
 from sglang_nightjar.patches.seams import Seam
 
@@ -52,8 +53,7 @@ class DecodeSample(NamedTuple):
     Attributes:
         width: tokens verified per request, γ + 1; None without speculation.
         correct: accepted draft tokens of each request.
-        likely: the same with those that were left out of verification, where these would likely be accepted; None if
-            none was left out.
+        told: of a verification that was cut short, what it says; None of others.
         overhead_ns: what the agent cost the scheduler's thread in the iteration before.
         after_idle: the scheduler had nothing to run before it.
         residency, lag_max, lag_total: as in `Telemetry`.
@@ -71,7 +71,7 @@ class DecodeSample(NamedTuple):
     residency: int = 0
     lag_max: int = 0
     lag_total: int = 0
-    likely: list[int] | None = None
+    told: Told | None = None
 
 
 class Pressure(NamedTuple):

@@ -2,9 +2,9 @@
 
 A cell is a (batch-size bucket, γ). It keeps a robust mean of its own iterations. A few parameters explain all cells:
 
-    ns = a + b·[γ>0] + c·γ + d·B + e·γB + Σ f_k·max(0, B(γ+1) - k) + g·context
+    ns = a + b·[γ>0] + c·γ + d·B + e·γB + Σ f_k·max(0, R - k) + g·context
 
-fixed cost, verification, draft steps, requests, drafted rows, the knees where a forward pass turns from memory-bound to
+with R rows that the target computes, B(γ+1) unless some are left out (`Plan.trim`): fixed cost, verification, draft steps, requests, drafted rows, the knees where a forward pass turns from memory-bound to
 compute-bound (the roofline), attention. None of them is negative. Fitted by least squares on relative errors, with
 priors that say what is usual while little is known. What the formula misses stays as a factor on the cell, shared with
 its neighbours as far as they know nothing themselves (partial pooling). So a size never seen has an estimate with an
@@ -27,7 +27,7 @@ from sglang_nightjar.core.gammas import bucket_of
 
 #: Lower ends of the buckets: single sizes up to 8, then four to the octave.
 SIZES = (*range(1, 9), *(base * step for base in (2, 4, 8, 16, 32, 64, 128, 256) for step in (5, 6, 7, 8)))
-_KNEES = (16.0, 64.0, 256.0)
+_KNEES = (8.0, 16.0, 64.0, 256.0)
 _FEATURES = 6 + len(_KNEES)
 #: Prior mean and deviation of each parameter but the context's, in shares of an iteration of one row.
 _PRIOR = np.array([0.9, 0.05, 0.08, 0.01, 0.01, *([0.0] * len(_KNEES))])
@@ -65,10 +65,12 @@ def bucket(batch_size: int) -> int:
 
 @dataclass(slots=True)
 class Reading:
-    """Robust means of one cell: ns, batch size, context tokens; and how many iterations, and when the last one came."""
+    """Robust means of one cell: ns, batch size, rows, context tokens; and how many iterations, and when the last one
+    came."""
 
     ns: float = 0.0
     size: float = 0.0
+    rows: float = 0.0
     context: float = 0.0
     spread: float = 0.05
     count: int = 0
@@ -76,7 +78,7 @@ class Reading:
     streak: int = 0
     early: list[float] = field(default_factory=list)
 
-    def add(self, ns: float, size: int, context: int, now: int) -> float:
+    def add(self, ns: float, size: int, rows: int, context: int, now: int) -> float:
         """The first few iterations count by their median; later ones are clipped, so that an outlier says little.
 
         A row of clipped ones on the same side is no outlier but a new time: the cell starts anew. Returns by how much
@@ -90,6 +92,7 @@ class Reading:
             self.count += 1
             self.ns = middle
             self.size += (size - self.size) / self.count
+            self.rows += (rows - self.rows) / self.count
             self.context += (context - self.context) / self.count
             return 0.0
         error = ns - self.ns
@@ -99,7 +102,7 @@ class Reading:
             self.streak = self.streak + side if self.streak * side >= 0 else side
             if abs(self.streak) >= _IN_A_ROW:
                 self.early, self.count, self.streak = [ns], 1, 0
-                self.ns, self.size, self.context = ns, float(size), float(context)
+                self.ns, self.size, self.rows, self.context = ns, float(size), float(rows), float(context)
                 return 0.0
             error = limit * side
         else:
@@ -109,6 +112,7 @@ class Reading:
         self.spread += step * (max(0.004, 1.25 * abs(error) / self.ns) - self.spread)
         self.ns += step * error
         self.size += step * (size - self.size)
+        self.rows += step * (rows - self.rows)
         self.context += step * (context - self.context)
         return error
 
@@ -136,10 +140,15 @@ class LatencyModel:
         self.ns = np.ones((len(SIZES), len(gammas)))
         self.deviation = np.full((len(SIZES), len(gammas)), 0.5)
         self._column = {gamma: index for index, gamma in enumerate(gammas)}
-        self._grid = _features(np.repeat(SIZES, len(gammas)), np.tile(gammas, len(SIZES)))
+        self._grid = np.repeat(SIZES, len(gammas)).astype(float), np.tile(gammas, len(SIZES)).astype(float)
 
-    def add(self, batch_size: int, gamma: int, ns: float, context: int, now: int, exact: bool = True) -> None:
-        """One iteration of ``gamma``; ``now`` counts iterations. Not ``exact``: something was taken off its time."""
+    def add(
+        self, batch_size: int, gamma: int, ns: float, context: int, now: int, exact: bool = True, rows: int = 0
+    ) -> None:
+        """One iteration of ``gamma``; ``now`` counts iterations. Not ``exact``: something was taken off its time.
+
+        ``rows`` that the target computed; 0: all of them.
+        """
         key = (bucket(batch_size), gamma)
         cell = self.cells.get(key)
         if cell is None:
@@ -150,7 +159,7 @@ class LatencyModel:
             self._note_stretch(_log_ratio(ns, before + self._growth(cell) * further))
             uneven = max(0.0, 1.0 - _UNEVEN / self.alike)
             self.pace += _FOLLOW * uneven * min(0.3, max(-0.3, _log_ratio(ns, before) - pace))
-        error = cell.add(ns * math.exp(-pace), batch_size, context, now)
+        error = cell.add(ns * math.exp(-pace), batch_size, rows or batch_size * (gamma + 1), context, now)
         if error:
             # Within a cell only the context differs: that is where its price shows.
             x, y, weight = further / before, error / before, 1.0 / (cell.spread * cell.spread)
@@ -183,14 +192,15 @@ class LatencyModel:
         weight, price = self._within
         return min(max(0.0, price / weight), _GROWTH_SHARE * cell.ns / max(1.0, cell.context)) if weight else 0.0
 
-    def fit(self, now: int) -> None:
-        """Bring `ns` and `deviation` up to date."""
+    def fit(self, now: int, kept: np.ndarray | float = 1.0) -> None:
+        """Bring `ns` and `deviation` up to date. ``kept`` float64[sizes, gammas]: share of drafts that is verified."""
         if not self.cells:
             return
         keys = list(self.cells)
         cells = [self.cells[key] for key in keys]
         ns = np.array([cell.ns for cell in cells])
         size = np.array([cell.size for cell in cells])
+        computed = np.array([cell.rows for cell in cells])
         context = np.array([cell.context for cell in cells])
         count = np.array([float(cell.count) for cell in cells])
         age = np.array([float(now - cell.seen) for cell in cells])
@@ -201,7 +211,7 @@ class LatencyModel:
         spread = np.sqrt((count * spread**2 + _ENOUGH * usual**2) / (count + _ENOUGH))
         own = min(50.0, max(1.0, (usual / _MISFIT) ** 2))
         gamma = np.array([key[1] for key in keys])
-        rows = _features(size, gamma)
+        rows = _features(size, gamma, computed)
         rows[:, -1] = context
         covariance = self._solve(rows, ns, spread**2 / effective + _DRIFT * age + _MISFIT**2, float(context.mean()))
         # What the cells say beyond the formula.
@@ -217,7 +227,7 @@ class LatencyModel:
         near = NEIGHBOURS @ np.minimum(weight, 20.0)
         shared = (NEIGHBOURS @ (np.minimum(weight, 20.0) * factor)) / (near + own)
         correction = (weight * factor + own * shared) / (weight + own)
-        grid = self._grid
+        grid = _features(*self._grid, self._grid[0] * (1.0 + self._grid[1] * np.ravel(kept)))
         grid[:, -1] = self.context_per_request * grid[:, 3]
         base = grid @ self.parameters
         variance = np.einsum("ij,jk,ik->i", grid, covariance, grid) / base**2
@@ -263,36 +273,38 @@ class LatencyModel:
         return {
             "context_per_request": self.context_per_request,
             "cells": [
-                [index, gamma, cell.ns, cell.size, cell.context, cell.spread, cell.count]
+                [index, gamma, cell.ns, cell.size, cell.rows, cell.context, cell.spread, cell.count]
                 for (index, gamma), cell in self.cells.items()
             ],
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up a saved state; cells of other γ are left out. Nonsense raises ValueError, KeyError or TypeError."""
+    def restore(self, state: dict[str, Any], kept: np.ndarray | float = 1.0) -> None:
+        """Take up a saved state; cells of other γ are left out. Nonsense raises ValueError, KeyError or TypeError.
+
+        ``kept`` as for `fit`.
+        """
         cells = {}
-        for index, gamma, ns, size, context, spread, count in state["cells"]:
-            if not (0 <= index < len(SIZES) and 0 < ns < 1e12 and 0 < size < 1e6 and 0 <= context < 1e12):
-                raise ValueError(f"a cell of {index}, {gamma}, {ns}, {size}, {context}")
+        for index, gamma, ns, size, rows, context, spread, count in state["cells"]:
+            possible = 0 < ns < 1e12 and 0 < size < 1e6 and 0 < rows < 1e8 and 0 <= context < 1e12
+            if not (0 <= index < len(SIZES) and possible):
+                raise ValueError(f"a cell of {index}, {gamma}, {ns}, {size}, {rows}, {context}")
             if gamma in self._column and int(count) > 0:
                 known = min(int(count), _MEMORY)
                 cells[int(index), int(gamma)] = Reading(
-                    float(ns), float(size), float(context), min(1.0, max(0.004, float(spread))), known,
+                    float(ns), float(size), float(rows), float(context), min(1.0, max(0.004, float(spread))), known,
                     early=[float(ns)] * min(known, _EARLY),
                 )  # fmt: skip
         self.cells = cells
         self.context_per_request = max(0.0, float(state["context_per_request"]))
-        self.fit(0)
+        self.fit(0, kept)
 
 
 def _log_ratio(ns: float, expected: float) -> float:
     return min(0.7, max(-0.7, math.log(ns / max(1.0, expected))))
 
 
-def _features(size: Any, gamma: Any) -> np.ndarray:
+def _features(size: np.ndarray, gamma: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """float64[n, features]; the last column, the context, is 0."""
-    size, gamma = np.asarray(size, float), np.asarray(gamma, float)
-    rows = size * (gamma + 1)
     columns = [np.ones_like(size), gamma > 0, gamma, size, gamma * size, *(np.maximum(0.0, rows - k) for k in _KNEES)]
     return np.column_stack([*columns, np.zeros_like(size)]).astype(float)
 

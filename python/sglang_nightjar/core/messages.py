@@ -121,6 +121,8 @@ class Telemetry(NamedTuple):
         residency: a `Residency`.
         cuda_graph: 1 if the target ran from a CUDA graph.
         plan_id: plan whose γ this was; 0 is the fallback.
+        rows: tokens that the target's pass computed: batch_size · (gamma + 1), less what was left out of verification
+            (`Plan.trim`). 0 if the sender does not say; it is all of them then.
         accepted: at position i the number of requests whose i-th draft token was accepted, or was left out of
             verification (`Plan.trim`) and would have been, as a coin with the draft's own probability says: together
             at least ``committed - batch_size``. ``gamma`` long, or empty if the scheduler can't tell.
@@ -145,6 +147,7 @@ class Telemetry(NamedTuple):
     residency: int = 0
     cuda_graph: int = 0
     plan_id: int = 0
+    rows: int = 0
     accepted: tuple[int, ...] = ()
 
 

@@ -42,7 +42,8 @@ class Speculation:
         self.gammas, self.objective = gammas, objective
         self.latency = LatencyModel(gammas)
         self.acceptance = DraftAcceptance(gammas[-1])
-        self.kept = KeptShare(gammas)
+        #: Of drafts that would be accepted, and of all drafts: the share that is verified.
+        self.kept, self.verified = KeptShare(gammas), KeptShare(gammas)
         self.catch_up, self.prefill = Line(), Line()
         self.mean: list[list[float]] = [[0.0] * len(gammas) for _ in SIZES]
         self.optimistic = self.mean
@@ -57,19 +58,25 @@ class Speculation:
         self.iterations += 1
         size, gamma, ns = record.batch_size, record.gamma, record.iteration_ns
         drifted = taught = False
+        every = size * (gamma + 1)
+        # Written so that a NaN fails it.
+        rows = record.rows if size <= record.rows <= every else every
         if gamma == 0:
             self.acceptance.iterations += 1
         elif len(record.accepted) == gamma and _sane(record.accepted, size):
             drifted = self.acceptance.add(size, record.accepted)
             likely = sum(record.accepted)
-            self.kept.add(bucket(size), self.gammas.index(gamma), max(0, record.committed - size), likely)
+            index, column = bucket(size), self.gammas.index(gamma)
+            self.kept.add(index, column, max(0, record.committed - size), likely)
+            self.verified.add(index, column, rows - size, every - size)
         if 0 < ns <= LONGEST_ITERATION_NS:
             shared = record.prefill_tokens > 0
             self.stalls.add(shared, ns)
             if record.residency in _COUNTS and 0 <= record.context_tokens < 1 << 40:
                 alone = self._without_prefill(record) if shared else ns
                 if alone is not None:
-                    self.latency.add(size, gamma, alone, record.context_tokens, self.iterations, exact=not shared)
+                    context = record.context_tokens
+                    self.latency.add(size, gamma, alone, context, self.iterations, exact=not shared, rows=rows)
                     taught = True
         if self.iterations >= self._next_fit:
             self.fit()
@@ -105,7 +112,7 @@ class Speculation:
         # Often while little is known, and never more than a few microseconds per iteration.
         usual = 64 if self.sharers < 8 else 8 * self.sharers
         self._next_fit = done + (1 if done < 8 else 4 if done < 64 else 16 if done < 512 else usual)
-        self.latency.fit(done)
+        self.latency.fit(done, self.verified.shares())
         self.acceptance.check()
         self._weigh()
 
@@ -133,13 +140,17 @@ class Speculation:
             "latency": self.latency.state(),
             "acceptance": [[p.trials, p.hits] for p in self.acceptance.positions],
             "kept": self.kept.state(),
+            "verified": self.verified.state(),
             "catch_up": self.catch_up.sums,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a saved state. Raises ValueError, LookupError or TypeError for nonsense, and then nothing changed."""
+        kept, verified = KeptShare(self.gammas), KeptShare(self.gammas)
+        kept.restore(state["kept"])
+        verified.restore(state["verified"])
         latency = LatencyModel(self.gammas)
-        latency.restore(state["latency"])
+        latency.restore(state["latency"], verified.shares())
         acceptance = DraftAcceptance(self.gammas[-1])
         for position, (trials, hits) in zip(acceptance.positions, state["acceptance"], strict=False):
             if (
@@ -151,13 +162,12 @@ class Speculation:
             # The load may be another one by now: believed, but not for long.
             scale = min(1.0, 200.0 / max(trials[2], 1.0))
             position.trials, position.hits = [0.0, 0.0, trials[2] * scale], [0.0, 0.0, hits[2] * scale]
-        kept = KeptShare(self.gammas)
-        kept.restore(state["kept"])
         catch_up = Line()
         catch_up.sums = [float(value) for value in state["catch_up"]]
         if len(catch_up.sums) != 5 or not all(0 <= value < 1e30 for value in catch_up.sums):
             raise ValueError(f"catch-up sums {catch_up.sums}")
-        self.latency, self.acceptance, self.kept, self.catch_up = latency, acceptance, kept, catch_up
+        self.latency, self.acceptance, self.catch_up = latency, acceptance, catch_up
+        self.kept, self.verified = kept, verified
         self.fit()
 
 

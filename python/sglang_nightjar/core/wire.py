@@ -129,6 +129,8 @@ def record(row: Any) -> Telemetry:
         )
     if accepted and (len(accepted) != gamma or min(accepted) < 0 or max(accepted) > batch_size):
         raise WireError(f"accepted {accepted} of a telemetry record with gamma {gamma} and batch_size {batch_size}")
+    if made.rows and not batch_size <= made.rows <= batch_size * (gamma + 1):
+        raise WireError(f"rows {made.rows} of a telemetry record with gamma {gamma} and batch_size {batch_size}")
     if made.residency >= _RESIDENCIES or made.cuda_graph > 1:
         raise WireError(f"residency {made.residency} or cuda_graph {made.cuda_graph} of a telemetry record")
     return made

@@ -17,13 +17,13 @@ it is, and of all drafts worse. So for those left out a coin with the draft's pr
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-# Where a verification's input has what is left of it, and its result what `likely_accepted` says.
-_KEPT, _LIKELY = "nightjar_kept", "nightjar_likely"
+# Where a verification's input has what is left of it, and its result what was `tell`ed of it.
+_KEPT, _TOLD = "nightjar_kept", "nightjar_told"
 
 #: Rows of the passes that are timed; in between a pass takes what lies between.
 _ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
@@ -51,6 +51,14 @@ class Kept:
     lengths: torch.Tensor
     rows: torch.Tensor
     chances: np.ndarray
+
+
+class Told(NamedTuple):
+    """Of a verification that was cut short: its rows, and how many drafts of each request were, or would have been,
+    accepted."""
+
+    rows: int
+    likely: list[int]
 
 
 class PassTimes:
@@ -119,14 +127,14 @@ def leave(verify_input: Any, kept: Kept | None) -> None:
 
 
 def tell(result: Any, kept: Kept) -> None:
-    """Note on a verification's ``GenerationBatchResult`` how many drafts were, or would have been, accepted."""
+    """Note on a verification's ``GenerationBatchResult`` what `told` says."""
     likely = likely_accepted(result.accept_lens.cpu().numpy() - 1, kept, _coins.random(kept.chances.shape))
-    setattr(result, _LIKELY, likely.tolist())
+    setattr(result, _TOLD, Told(len(kept.rows), likely.tolist()))
 
 
-def told(result: Any) -> list[int] | None:
+def told(result: Any) -> Told | None:
     """What `tell` noted; None if everything was verified."""
-    return getattr(result, _LIKELY, None)
+    return getattr(result, _TOLD, None)
 
 
 def likely_accepted(accepted: np.ndarray, kept: Kept, coins: np.ndarray) -> np.ndarray:

@@ -207,7 +207,7 @@ class Engine:
         record = Telemetry(
             self._iteration, self.now, self.now - self._since, size, gamma, committed, self._context,
             self._prefill_tokens, len(self.queue), self._queued_tokens, size, self._context, self._draft.capacity,
-            self._retractions, lag_max, lag_total, int(state), 0, 0, accepted,
+            self._retractions, lag_max, lag_total, int(state), 0, 0, size * (gamma + 1), accepted,
         )  # fmt: skip
         decision = self.policy.telemetry(self.sender, record)
         if decision is not None:

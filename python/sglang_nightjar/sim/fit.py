@@ -50,7 +50,7 @@ class Fit:
 def fit(log: Path, name: str = "") -> Fit:
     """Fit the log at ``log`` (also .gz). Raises ConfigError if it holds too little, or iterations cut short."""
     hello, records = read(log)
-    if any(sum(record.accepted) > record.committed - record.batch_size for record in records):
+    if any(0 < record.rows < record.batch_size * (record.gamma + 1) for record in records):
         raise ConfigError(
             f"{log}: iterations that verified fewer drafts than γ says (trim: true), so their times don't tell what a "
             "row costs; log a policy with trim: false"
