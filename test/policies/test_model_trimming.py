@@ -55,7 +55,7 @@ class Server:
 
 
 def test_a_row_has_one_price_whichever_gamma_it_was_computed_for() -> None:
-    """Of three γ at twelve requests, all of which computed about twenty rows: what would γ=0 take, which computes 12?"""
+    """Of three γ at twelve requests, all of which computed some twenty rows: what would γ=0 take, which computes 12?"""
     server, told, guessed = Server(1), LatencyModel(GAMMAS), LatencyModel(GAMMAS)
     for now in range(200):
         for size, gamma in ((12, 2), (12, 3), (12, 5), (4, 3), (1, 5)):
@@ -66,7 +66,7 @@ def test_a_row_has_one_price_whichever_gamma_it_was_computed_for() -> None:
     guessed.fit(200)
     truth = 1e6 * (pass_ms(12) + 1.0)
     errors = [abs(model.expected_ns(12, 0) / truth - 1) for model in (told, guessed)]
-    assert errors[0] < 0.12 and errors[0] < 0.6 * errors[1]
+    assert errors[0] < 0.15 and errors[0] < 0.6 * errors[1]
 
 
 @pytest.mark.parametrize("seed", range(3))
