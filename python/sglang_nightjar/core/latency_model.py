@@ -6,10 +6,10 @@ A cell is a (batch-size bucket, γ). It keeps a robust mean of its own iteration
 
 with R rows that the target computes, B(γ+1) unless some are left out (`Plan.trim`): fixed cost, verification, draft
 steps, requests, drafted rows, the knees where a forward pass turns from memory-bound to compute-bound (the roofline),
-attention. None of them is negative. Fitted by least squares on relative errors, with priors that say what is usual while
-little is known. What the formula misses stays as a factor on the cell, shared with its neighbours as far as they know
-nothing themselves (partial pooling). So a size never seen has an estimate with an
-error bar, and one seen often has what it saw.
+attention. None of them is negative. Fitted by least squares on relative errors, with priors that say what is usual
+while little is known. What the formula misses stays as a factor on the cell, shared with its neighbours as far as they
+know nothing themselves (partial pooling). So a size never seen has an estimate with an error bar, and one seen often
+has what it saw.
 
 Machines that others share are slow for seconds, whatever runs on them. How alike iterations in a row are is measured
 (`LatencyModel.alike`); where they are, each says less, and a common pace is followed and taken off, so that cells that
