@@ -35,7 +35,7 @@ def test_status_has_everything_that_scripts_rely_on(steered: Server) -> None:
     assert rank["link"]["state"] == "up" and rank["link"]["sent"] > 0
     assert rank["overhead_us"]["p99"] >= rank["overhead_us"]["p50"] > 0
     assert status["counters"].keys() == {
-        *("gamma_switches", "offloads", "reloads", "policy_swaps", "policy_restarts", "fallbacks")
+        *("gamma_switches", "offloads", "reloads", "policy_swaps", "policy_restarts", "fallbacks", "log_dropped")
     }
 
 
