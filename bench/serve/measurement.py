@@ -63,9 +63,8 @@ class Measurement:
         outcome = self._generate(job, self.around)
         if (code := server.process.poll()) is not None:
             crash = validity.Fault("arm", f"the server ended with {code} under the load: {server.tail(5)}")
-            side = {"load": server_side.from_samples(outcome.samples), "processes": {}}
-            faults = [crash, *validity.of_answers(job, outcome.answers)]
-            return self._result(run, scenario, job, outcome, side, faults)
+            seen = {"load": server_side.from_samples(outcome.samples), "processes": {}}
+            return self._result(run, scenario, job, outcome, seen, [crash, *validity.of_answers(job, outcome.answers)])
         ended = self.fleet.usage(server)
         others_s = max(0.0, ended.others_since(usage) - (_children_cpu_s() - generators_s))
         seconds = time.monotonic() - began
@@ -76,7 +75,7 @@ class Measurement:
         idle_s = ended.idle_since(usage)
         faults += validity.of_machine(others_s, idle_s, seconds, os.cpu_count() or 1)
         faults += validity.of_capacity(self.fleet.wanted_capacity(arm.server), self.fleet.capacity(server))
-        side = {
+        side: dict[str, Any] = {
             "load": server_side.from_samples(outcome.samples),
             "processes": ended.since(usage),
             "others_cpu_s": others_s,
