@@ -136,16 +136,21 @@ def test_follows_a_context_that_grows():
 
 
 def test_follows_acceptance_down_and_up_again():
-    scheduler = drive(sizes=(8,) * 600)
-    good = scheduler.best_gamma(8)
-    scheduler.acceptance = 0.1
-    for _ in range(400):
-        scheduler.step(8)
-    assert scheduler.best_gamma(8) == 0 and Counter(scheduler.gammas[-200:])[0] > 180
-    scheduler.acceptance = 0.8
-    for _ in range(1500):
-        scheduler.step(8)
-    assert Counter(scheduler.gammas[-200:])[good] > 150
+    down, up = [], []
+    for seed in range(1, 6):
+        scheduler = drive(sizes=(8,) * 600, seed=seed)
+        good = scheduler.best_gamma(8)
+        scheduler.acceptance = 0.1
+        for _ in range(400):
+            scheduler.step(8)
+        assert scheduler.best_gamma(8) == 0
+        down.append(Counter(scheduler.gammas[-200:])[0])
+        scheduler.acceptance = 0.8
+        for _ in range(700):
+            scheduler.step(8)
+        up.append(Counter(scheduler.gammas[-200:])[good])
+    # γ=1 is nearly as good as none there, and some take it for better for a while.
+    assert statistics.median(down) > 170 and statistics.median(up) > 190
 
 
 def test_the_draft_returns_when_it_has_cost_as_much_as_catching_up():

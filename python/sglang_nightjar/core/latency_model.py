@@ -28,7 +28,7 @@ from sglang_nightjar.core.gammas import bucket_of
 
 #: Lower ends of the buckets: single sizes up to 8, then four to the octave.
 SIZES = (*range(1, 9), *(base * step for base in (2, 4, 8, 16, 32, 64, 128, 256) for step in (5, 6, 7, 8)))
-_KNEES = (8.0, 16.0, 64.0, 256.0)
+_KNEES = (12.0, 64.0, 256.0)
 _FEATURES = 6 + len(_KNEES)
 #: Prior mean and deviation of each parameter but the context's, in shares of an iteration of one row.
 _PRIOR = np.array([0.9, 0.05, 0.08, 0.01, 0.01, *([0.0] * len(_KNEES))])
