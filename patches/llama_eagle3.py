@@ -39,14 +39,14 @@ def forward(
     """As llama_eagle3.LlamaModel.forward: states for the head ``[rows, hidden]`` and a list of those to carry on."""
     from sglang.srt.model_executor.forward_context import get_attn_backend
 
-    from sglang_nightjar.cpu import eagle3_draft, llama_stack
+    from sglang_nightjar.cpu import eagle3_layers, llama_stack
 
     backend = get_attn_backend()
-    stack = eagle3_draft.stack_of(model) if input_embeds is None and forward_batch.mm_input_embeds is None else None
+    stack = eagle3_layers.stack_of(model) if input_embeds is None and forward_batch.mm_input_embeds is None else None
     if stack is None or not llama_stack.usable_backend(backend, forward_batch):
         return original(model, input_ids, positions, forward_batch, input_embeds, pp_proxy_tensors)
-    residual, first_input = eagle3_draft.read_inputs(model, input_ids, forward_batch.spec_info.hidden_states)
-    hidden, carried = eagle3_draft.run_layers(
+    residual, first_input = eagle3_layers.read_inputs(model, input_ids, forward_batch.spec_info.hidden_states)
+    hidden, carried = eagle3_layers.run_layers(
         model,
         stack,
         residual,

@@ -48,21 +48,16 @@ def claim(results: Results, subject: str) -> str:
 def losses(results: Results, subject: str) -> list[str]:
     """Phases in which the subject loses, the worst first, in Markdown: all that are worse than without speculation, and
     those that are more than 2% worse than with SGLang's own rule, or than with the best static γ of the load."""
+    best = {s: fixed for s in results.scenarios if (fixed := best_static(results, s)) not in (None, NONE)}
     lines = []
-    against = (
-        (dict.fromkeys(results.scenarios, NONE), "", _NOISE),
-        (dict.fromkeys(results.scenarios, SGLANG_ADAPTIVE), " against `--speculative-adaptive`", -_WORST_PHASE),
-        ({s: best for s in results.scenarios if (best := best_static(results, s))}, " against {}", -_WORST_PHASE),
-    )
-    for others, text, allowed in against:
-        found = {where: one for where, one in _phase_ratios(results, subject, others).items() if one.gain < -allowed}
-        for where, one in sorted(found.items(), key=lambda item: item[1].gain):
-            too_much = others.get(one.scenario) == NONE and one.gain < _WORST_PHASE
-            lines.append(
-                f"- {where}{text.format(results.labels[others[one.scenario]])}: {one.gain:+.1%}, {one.speeds}"
-                + (" **(more than allowed)**" if too_much else "")
-            )
-    return list(dict.fromkeys(lines))
+    for others in (dict.fromkeys(results.scenarios, NONE), dict.fromkeys(results.scenarios, SGLANG_ADAPTIVE), best):
+        for where, one in sorted(_phase_ratios(results, subject, others).items(), key=lambda item: item[1].gain):
+            other = others[one.scenario]
+            against = "" if other == NONE else f" against {results.labels[other]}"
+            if one.gain < (-_NOISE if other == NONE else _WORST_PHASE):
+                mark = " **(more than allowed)**" if other == NONE and one.gain < _WORST_PHASE else ""
+                lines.append(f"- {where}{against}: {one.gain:+.1%}, {one.speeds}{mark}")
+    return lines
 
 
 def mean_gain(results: Results, subject: str, other: str) -> float | None:

@@ -119,8 +119,9 @@ def run(args: argparse.Namespace) -> int:
         weights = (Path(models.draft) / "model.safetensors").read_bytes()
         served["draft_sha256"] = hashlib.sha256(weights).hexdigest()[:16]
     how = {"algorithm": models.algorithm, "flags": " ".join(models.flags), "around": args.around}
-    made = {"side_by_side": args.side_by_side, "saved_state": saved_state(), "machine": _machine()}
-    store.open({**settings.as_json(), **served, **how, "trace": trace_id, **made, "versions": provenance()["versions"]})
+    here = provenance()
+    made = {"side_by_side": args.side_by_side, "saved_state": saved_state(), "machine": _machine(here["machine"])}
+    store.open({**settings.as_json(), **served, **how, "trace": trace_id, **made, "versions": here["versions"]})
     if args.retry:
         _set_aside(store)
     check = not args.no_check and settings.temperature == 0 and is_demo
@@ -151,9 +152,8 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _machine() -> str:
+def _machine(found: dict[str, Any]) -> str:
     """Runs that another kind of machine made can't be compared with those of this one."""
-    found = provenance()["machine"]
     return f"{found['cpu']}, {found['cores']} cores, {' '.join(found['vector'])}"
 
 

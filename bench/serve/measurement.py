@@ -71,7 +71,7 @@ class Measurement:
         after = self._counters(server) if arm.policy else None
         time.sleep(0.5 if mark else 0)  # The log is written every 0.2 s.
 
-        faults = [*validity.of_answers(job, outcome.answers), *validity.of_generator(job, outcome)]
+        faults = validity.of_answers(job, outcome.answers) + validity.of_generator(job, outcome)
         idle_s = ended.idle_since(usage)
         faults += validity.of_machine(others_s, idle_s, seconds, os.cpu_count() or 1)
         faults += validity.of_capacity(self.fleet.wanted_capacity(arm.server), self.fleet.capacity(server))

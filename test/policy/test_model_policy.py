@@ -8,13 +8,10 @@ from collections import Counter
 from dataclasses import replace
 from random import Random
 
-import numpy as np
 import pytest
 from helpers.policy_load import Scheduler, make_hello
 
-from sglang_nightjar.core.draft_acceptance import DraftAcceptance, expected_tokens
-from sglang_nightjar.core.latency_model import SIZES, LatencyModel, bucket, nonnegative
-from sglang_nightjar.core.objective import Objective, worth
+from sglang_nightjar.core.latency_model import bucket
 from sglang_nightjar.policies.model import Model, ModelParams
 
 
@@ -120,21 +117,6 @@ def test_outliers_prefills_and_a_first_slow_iteration_do_not_poison():
     assert Counter(scheduler.gammas[500:])[scheduler.best_gamma(4)] > 0.9 * 1000
 
 
-def test_follows_a_context_that_grows():
-    """192 requests that began together: 200 more tokens of context an iteration, which cost 17% of it in the end."""
-
-    def took(gamma, context):
-        return 6e6 + 2e6 * gamma + 32.0 * context
-
-    model = LatencyModel((0, 1))
-    for now in range(400):
-        gamma, context = int(now % 8 == 0), 10_000 + 200 * now
-        model.add(192, gamma, took(gamma, context), context, now)
-    model.fit(400)
-    found = model.expected_ns(192, 0) / model.expected_ns(192, 1)
-    assert found == pytest.approx(took(0, context) / took(1, context), rel=0.005)
-
-
 def test_follows_acceptance_down_and_up_again():
     down, up = [], []
     for seed in range(1, 6):
@@ -150,7 +132,7 @@ def test_follows_acceptance_down_and_up_again():
             scheduler.step(8)
         up.append(Counter(scheduler.gammas[-200:])[good])
     # γ=1 is nearly as good as none there, and some take it for better for a while.
-    assert statistics.median(down) > 170 and statistics.median(up) > 190
+    assert statistics.median(down) > 180 and statistics.median(up) > 190
 
 
 def test_the_draft_returns_when_it_has_cost_as_much_as_catching_up():
@@ -256,151 +238,24 @@ def test_decides_in_twenty_microseconds_and_a_state_below_a_mebibyte():
     assert len(json.dumps(policy.save())) < 1 << 20
 
 
-class TestLatencyModel:
-    def test_few_cells_say_much(self):
-        """Nine cells of a roofline, and the others are within 12%."""
-
-        def truth(size, gamma):
-            return 1e6 * (10 + 1.0 * gamma + 0.05 * size + 0.2 * max(0, size * (gamma + 1) - 64))
-
-        model = LatencyModel((0, 1, 3, 5))
-        for index in range(30):
-            for size in (1, 8, 40):
-                for gamma in (0, 1, 5):
-                    model.add(size, gamma, truth(size, gamma), 0, index)
-        model.fit(30)
-        for size in (1, 3, 8, 24, 40):
-            for gamma in (0, 1, 3, 5):
-                assert model.expected_ns(size, gamma) == pytest.approx(truth(SIZES[bucket(size)], gamma), rel=0.12)
-
-    def test_error_bars_shrink_where_it_looked(self):
-        model = LatencyModel((0, 3))
-        for index in range(50):
-            model.add(8, 0, 1e7, 800, index)
-        model.fit(50)
-        seen, unseen = model.deviation[bucket(8)]
-        assert seen < 0.01 < 0.05 < unseen
-
-    def test_iterations_of_one_slow_second_say_little(self):
-        """24 requests, which take 58 ms, are seen while the machine takes half as long again: 88 ms."""
-        random, model, now = Random(1), LatencyModel((0, 1)), 0
-
-        def stretch(size, pace, length=32):
-            nonlocal now
-            for _ in range(length):
-                now += 1
-                model.add(size, 0, 1e6 * (20 + 1.6 * size) * pace * random.gauss(1, 0.03), 0, now)
-
-        for pace in (0.9, 1.1, 0.85, 1.2, 0.95, 1.15, 0.8, 1.05):
-            stretch(32, pace)
-        model.fit(now)
-        assert model.alike > 10
-        stretch(24, 1.5, 16)
-        model.fit(now)
-        # Less than half of it is believed, and not firmly.
-        assert model.ns[bucket(24), 0] < 73e6 and model.deviation[bucket(24), 0] > 0.04
-
-    def test_what_varies_by_itself_is_no_pace(self):
-        random, model = Random(2), LatencyModel((0, 1))
-        for now in range(2000):
-            model.add(8, 0, 1e7 * random.gauss(1, 0.1), 0, now)
-        assert model.alike < 2.5 and abs(model.pace) < 0.02
-
-    def test_a_pace_that_all_share_is_taken_off(self):
-        """γ=1 takes a fifth longer than γ=0, and is only seen while the machine is a quarter faster: less than γ=0."""
-        random, model, now = Random(3), LatencyModel((0, 1)), 0
-        for round_ in range(60):
-            fast = 0.75 if round_ % 4 == 3 else 1.0
-            for _ in range(40):
-                now += 1
-                gamma = int(fast < 1 and now % 40 > 20)
-                model.add(8, gamma, 1e7 * (1 + 0.2 * gamma) * fast * random.gauss(1, 0.02), 0, now)
-            model.fit(now)
-        assert 1.04 < model.expected_ns(8, 1) / model.expected_ns(8, 0) < 1.25
-
-    def test_what_is_expected_is_expected_at_the_present_pace(self):
-        """A bound of an objective is a time by the clock, whatever the machine's usual pace."""
-        policy = Model(seed=1)
-        scheduler = Scheduler(policy, make_hello(), seed=1)
-        for _ in range(200):
-            scheduler.step(4)
-        (pool,) = policy.pools.values()
-        pool.fit()
-        usual, expected = pool.mean[bucket(4)][0], pool.latency.expected_ns(4, 0)
-        pool.latency.pace += math.log(2)
-        pool._weigh()
-        assert pool.mean[bucket(4)][0] == pytest.approx(usual / 2, rel=1e-6)
-        assert pool.latency.expected_ns(4, 0) == pytest.approx(2 * expected)
-
-    def test_no_parameter_is_negative(self):
-        rng = np.random.default_rng(0)
-        for _ in range(20):
-            rows = rng.random((30, 5))
-            gram, target = rows.T @ rows + 1e-6 * np.eye(5), rows.T @ rng.standard_normal(30)
-            x = nonnegative(gram, target, np.ones(5), 5000)
-            gradient = gram @ x - target
-            assert (x >= 0).all() and (gradient > -1e-3).all() and abs(gradient[x > 1e-3]).max(initial=0) < 1e-3
+def test_what_is_expected_is_expected_at_the_present_pace():
+    """A bound of an objective is a time by the clock, whatever the machine's usual pace."""
+    policy = Model(seed=1)
+    scheduler = Scheduler(policy, make_hello(), seed=1)
+    for _ in range(200):
+        scheduler.step(4)
+    (pool,) = policy.pools.values()
+    pool.fit()
+    usual, expected = pool.mean[bucket(4)][0], pool.latency.expected_ns(4, 0)
+    pool.latency.pace += math.log(2)
+    pool._weigh()
+    assert pool.mean[bucket(4)][0] == pytest.approx(usual / 2, rel=1e-6)
+    assert pool.latency.expected_ns(4, 0) == pytest.approx(2 * expected)
 
 
-class TestDraftAcceptance:
-    def feed(self, model, rates, iterations, size=8, seed=0, gamma=None):
-        rng = np.random.default_rng(seed)
-        for _ in range(iterations):
-            hits, left = [], size
-            for rate in rates[:gamma]:
-                left = int(rng.binomial(left, rate))
-                hits.append(left)
-            model.add(size, tuple(hits))
-
-    def test_rates_by_position_whatever_gamma_taught_them(self):
-        model = DraftAcceptance(4)
-        self.feed(model, (0.8, 0.6, 0.4, 0.5), 600, gamma=2)
-        self.feed(model, (0.8, 0.6, 0.4, 0.5), 600, gamma=4, seed=1)
-        assert [rate for rate, _ in model.rates()] == pytest.approx([0.8, 0.6, 0.4, 0.5], abs=0.04)
-        assert model.changes <= 1
-
-    def test_a_drop_is_followed_within_forty_iterations(self):
-        model = DraftAcceptance(2)
-        self.feed(model, (0.8, 0.8), 2000)
-        self.feed(model, (0.3, 0.8), 40, seed=1)
-        assert model.rates()[0][0] == pytest.approx(0.3, abs=0.08)
-
-    def test_doubt_grows_while_nobody_looks(self):
-        model = DraftAcceptance(1)
-        self.feed(model, (0.8,), 500)
-        before = model.rates()[0][1]
-        model.iterations += 1000
-        assert model.rates()[0][1] > 5 * before
-
-    def test_expected_tokens(self):
-        assert expected_tokens([0.5, 0.5], (0, 1, 2)) == [1.0, 1.5, 1.75]
-
-
-class TestObjective:
-    SIZES, TOKENS = np.array([1.0, 32.0]), np.array([1.0, 2.0])
-    NS = np.array([[1e7, 1.5e7], [2e7, 5e7]])
-
-    def best(self, objective, arrivals=0.0, variance=(0.0, 0.5)):
-        found = worth(objective, self.SIZES, self.NS, self.TOKENS, np.array(variance), arrivals, 0.0)
-        return found.argmax(1).tolist()
-
-    def test_throughput_is_tokens_over_time(self):
-        assert self.best(Objective()) == [1, 0]
-
-    def test_latency_counts_those_who_wait_for_an_iteration_to_end(self):
-        assert self.best(Objective("latency")) == [1, 0]
-        # 1 request runs, and 10 arrive in an iteration: the shorter one it is.
-        assert self.best(Objective("latency"), arrivals=1e-6) == [0, 0]
-
-    def test_slo_prefers_what_nearly_everybody_meets(self):
-        """9 ms a token: 2 tokens in 15 ms meet it, 1 in 10 ms never does."""
-        assert self.best(Objective("slo", tpot_ns=9e6)) == [1, 0]
-        # 10.5 ms: both do, but tokens that come so unevenly miss it often.
-        assert self.best(Objective("slo", tpot_ns=10.5e6), variance=(0.0, 60.0))[0] == 0
-
-    def test_bounds_and_objective_belong_together(self):
-        with pytest.raises(ValueError, match="slo needs at least one bound"):
-            ModelParams(objective="slo")
-        with pytest.raises(ValueError, match="slo needs at least one bound"):
-            ModelParams(tpot_ms=5.0)
-        assert replace(ModelParams(), explore=0.0).explore == 0.0
+def test_bounds_and_objective_belong_together():
+    with pytest.raises(ValueError, match="slo needs at least one bound"):
+        ModelParams(objective="slo")
+    with pytest.raises(ValueError, match="slo needs at least one bound"):
+        ModelParams(tpot_ms=5.0)
+    assert replace(ModelParams(), explore=0.0).explore == 0.0

@@ -155,6 +155,12 @@ class TestEma:
         assert self.drive(0).gamma_for(1) == 1
         assert self.drive(7, size=8).gamma_for(8) == 3
 
+    def test_a_hello_again_changes_nothing_unless_its_candidates_do(self):
+        policy = Ema()
+        assert self.drive(0, policy=policy).gamma_for(1) == 1
+        assert policy.hello(make_hello(candidates=(0, 1, 3, 7), start_gamma=3)).gamma_for(1) == 1
+        assert policy.hello(make_hello(candidates=(0, 3, 7), start_gamma=3)).gamma_for(1) == 3
+
     def test_zero_is_left_again_to_probe(self):
         policy = Ema()
         plan = policy.hello(make_hello(candidates=(0, 1, 3, 7), start_gamma=3))

@@ -17,94 +17,13 @@ from typing import Any
 import torch
 
 from sglang_nightjar.core.messages import MAX_GAMMA
-from sglang_nightjar.cpu import chain_sampling, chain_verify, llama_stack, packed_linear, trim
+from sglang_nightjar.cpu import chain_sampling, chain_verify, eagle3_layers, llama_stack, packed_linear, trim
 from sglang_nightjar.cpu.attention_backend import AttentionBatch
 from sglang_nightjar.cpu.llama_stack import LlamaStack
 from sglang_nightjar.draft import inputs
 from sglang_nightjar.draft.extend import FirstDrafts
 
 logger = logging.getLogger(__name__)
-
-
-def stack_of(model: Any) -> LlamaStack | None:
-    """The layers of an EAGLE-3 ``LlamaModel`` as one call, or None if they don't fit."""
-    if model.is_mrope_enabled or not model.layers[0].is_input_layer:
-        return None
-    return llama_stack.stack_of(model, model.layers, [layer.hidden_norm for layer in model.layers])
-
-
-def project_hidden_states(model: Any, hidden_states: torch.Tensor, width: int) -> torch.Tensor:
-    """The target's captured states ``[rows, aux * hidden]`` through ``fc``; the draft's own ``[rows, width]`` as is."""
-    if hidden_states.shape[-1] == width:
-        return hidden_states
-    if model.input_norm is not None:
-        hidden_states = model.input_norm(hidden_states)
-    if model.fc_norm is not None:
-        chunks = hidden_states.chunk(model.num_aux_hidden_states, dim=-1)
-        hidden_states = torch.cat([norm(chunk) for norm, chunk in zip(model.fc_norm, chunks, strict=True)], dim=-1)
-    return packed_linear.packed(model.fc.weight).linear(hidden_states, model.fc.bias)
-
-
-def read_inputs(model: Any, input_ids: torch.Tensor, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the first layer adds to, ``[rows, hidden]``, and what its attention reads, ``[rows, 2 * hidden]``."""
-    embeds = model.embed_tokens(input_ids)
-    # The stack writes to its residual, and the hidden state may be the caller's.
-    residual = project_hidden_states(model, hidden_states, embeds.shape[-1]).clone(
-        memory_format=torch.contiguous_format
-    )
-    rms_norm = torch.ops.nightjar.rms_norm
-    first = model.layers[0]
-    epsilon = first.input_layernorm.variance_epsilon
-    first_input = torch.cat(
-        [
-            rms_norm(embeds, first.input_layernorm.weight, epsilon),
-            rms_norm(residual, first.hidden_norm.weight, epsilon),
-        ],
-        dim=-1,
-    )
-    return residual, first_input
-
-
-def run_layers(
-    model: Any,
-    stack: LlamaStack,
-    residual: torch.Tensor,
-    first_input: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-    batch: AttentionBatch,
-    pool: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The draft's layers over ``rows`` tokens.
-
-    Args:
-        model, stack: SGLang's EAGLE-3 ``LlamaModel``, and `stack_of` it.
-        residual, first_input: as `read_inputs` has them; ``residual`` is written to.
-        positions, slots: int64 ``[rows]``; ``slots`` are where keys and values go.
-        batch, pool: which positions each request attends to, and the draft's KV pool.
-
-    Returns:
-        States for the head and states to carry on, both float32 ``[rows, hidden]``.
-    """
-    stack.forward(residual, positions, slots, batch, pool, first_input=first_input)
-    hidden = torch.ops.nightjar.rms_norm(residual, model.norm.weight, model.norm.variance_epsilon)
-    return hidden, hidden if model.norm_output else residual
-
-
-def store_keys_and_values(
-    layer: Any, first_input: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, pool: Any
-) -> None:
-    """What attention's later rows need of these: ``first_input`` ``[rows, 2 * hidden]`` to ``slots`` of ``pool``."""
-    attention = layer.self_attn
-    both = packed_linear.packed(attention.qkv_proj.weight).linear_from(first_input, attention.q_size)
-    queries, keys, values = both.split([0, attention.kv_size, attention.kv_size], dim=-1)
-    rotary = attention.rotary_emb
-    torch.ops.nightjar.rotary_embedding_(
-        positions, queries, keys, rotary.cos_sin_cache, attention.head_dim, rotary.is_neox_style
-    )
-    for buffer, new in ((pool.get_key_buffer, keys), (pool.get_value_buffer, values)):
-        cache = buffer(attention.attn.layer_id)
-        cache[slots] = new.reshape(-1, *cache.shape[1:]).to(cache.dtype)
 
 
 class Eagle3Draft:
@@ -172,8 +91,8 @@ class Eagle3Draft:
         positions = torch.arange(int(ends[-1])) + torch.repeat_interleave(prefixes + extends - ends, extends)
         rows, slots = batch.req_pool_indices.to(torch.int64), batch.out_cache_loc.to(torch.int64)
         if self.needs_last_alone:
-            _, first_input = read_inputs(model, tokens, hidden)
-            store_keys_and_values(model.layers[0], first_input, positions, slots, pool)
+            _, first_input = eagle3_layers.read_inputs(model, tokens, hidden)
+            eagle3_layers.store_keys_and_values(model.layers[0], first_input, positions, slots, pool)
             if not drafts:
                 return None
             tokens, hidden, positions, slots = tokens[last], hidden[last], positions[last], slots[last]
@@ -305,7 +224,7 @@ class Eagle3Draft:
         model, pool = self._model.model, self._worker.draft_runner.token_to_kv_pool
         layer, width = model.layers[0], model.embed_tokens.weight.shape[1]
         if model.input_norm is not None:
-            states = project_hidden_states(model, states, width)
+            states = eagle3_layers.project_hidden_states(model, states, width)
         from_target = states.shape[1] != width
         logits, carried, drawn, chance = torch.ops.nightjar.eagle3_forward(
             self._stack.handle(pool),
@@ -369,7 +288,7 @@ def draft_of(worker: Any) -> Eagle3Draft | None:
     found = getattr(worker, "nightjar_eagle3", False)
     if found is False:
         reason = why_not(worker)
-        stack = None if reason else stack_of(worker.draft_runner.model.model)
+        stack = None if reason else eagle3_layers.stack_of(worker.draft_runner.model.model)
         if stack is None:
             logger.info("the draft runs through SGLang's ModelRunner: %s", reason or "its layers don't run as one")
         found = None if stack is None else Eagle3Draft(worker, stack)
