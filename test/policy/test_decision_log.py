@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 
 import pytest
 from helpers.waiting import eventually
@@ -91,3 +92,15 @@ def test_a_log_that_cannot_be_opened_leaves_the_old_one(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [line.get("event") for line in lines] == ["first", "second", None]
     assert lines[2] == {"at": 5, "frame": {"pretty": 1}}
+
+
+def test_where_neither_the_new_log_nor_the_old_one_opens_there_is_none(tmp_path):
+    folder = tmp_path / "logs"
+    switch = LogSwitch(LogSection(path=str(folder / "log")))
+    shutil.move(folder, tmp_path / "elsewhere")
+    folder.write_text("a file in its place")
+    with pytest.raises(ConfigError, match=r"log\.path"):
+        switch.change(LogSection(path="/proc/nowhere/log"))
+    assert switch.log is None
+    switch.event("nobody hears it")
+    switch.close()

@@ -119,6 +119,14 @@ def test_gains_are_throughput_or_latency(runs: list[dict[str, Any]]) -> None:
     assert sum("against static γ=3" in line for line in lost) == 3
 
 
+def test_no_loss_is_told_twice() -> None:
+    """No speculation is the best fixed γ here."""
+    speeds = {"none": 1.0, "static-3": 0.8, "nightjar": 0.9}
+    runs = [made_up("surge", arm, repetition, speed) for arm, speed in speeds.items() for repetition in (0, 1)]
+    lost = losses(Results.of(runs), "nightjar")
+    assert len(lost) == 3 and all("more than allowed" in line for line in lost)
+
+
 def test_a_goal_is_met_for_certain_if_the_whole_interval_meets_it() -> None:
     def verdicts(*factors: float) -> list[str]:
         ours = [made_up("clients", "nightjar", n, factor) for n, factor in enumerate(factors)]
