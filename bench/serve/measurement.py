@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from bench.provenance import ROOT, provenance
-from bench.serve import measures, server_side, validity
+from bench.serve import measures, rule, server_side, validity
 from bench.serve.arms import ADAPTIVE, Arm
 from bench.serve.job import Job, Outcome
 from bench.serve.measures import Objectives
@@ -86,6 +86,9 @@ class Measurement:
             faults += validity.of_policy(str(_policy_name(arm.policy, counters)), after.policy, side["counters"])
         if mark is not None:
             side["log"] = server_side.from_log(list(mark.lines()), outcome.began, outcome.wall_s)
+        if arm.server == ADAPTIVE:
+            candidates = rule.ranges(self.fleet.models.flags)
+            side["log"] = rule.over_time(server.log, candidates, outcome.samples, outcome.began, outcome.wall_s)
         if self.reference is not None:
             faults += validity.of_texts(self.reference.wrong(job, outcome.answers))
         return self._result(run, scenario, job, outcome, side, faults)

@@ -59,7 +59,7 @@ def _timeline(results: Results, scenario: str, folder: Path) -> Path:
         samples = [run["server_side"]["load"]["seconds"] for run in runs]
         cache.plot(*_mean_series(samples, "kv_used"), **style)
         cache.plot(*_mean_series(samples, "kv_capacity"), **style | {"linestyle": ":", "label": "_"})
-        logs = [run["server_side"]["log"]["seconds"] for run in runs if "log" in run["server_side"]]
+        logs = [log["seconds"] for run in runs if (log := run["server_side"].get("log"))]
         if logs and not arm.startswith("static"):
             gamma.plot(*_mean_series(logs, "gamma"), **style)
             length.plot(*_mean_series(logs, "accepted_length"), **style)
@@ -143,7 +143,8 @@ def _mean_series(runs: Sequence[Sequence[dict[str, Any]]], key: str) -> tuple[li
     by_second: dict[int, list[float]] = {}
     for seconds in runs:
         for second in seconds:
-            by_second.setdefault(int(second["at"]), []).append(second[key])
+            if key in second:
+                by_second.setdefault(int(second["at"]), []).append(second[key])
     values = {at: sum(found) / len(found) for at, found in by_second.items()}
     times, means, half = [], [], _SMOOTH // 2
     for at in range(min(values, default=0), max(values, default=-1) + 1):

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from bench.serve import arms, measurement
-from bench.serve.job import Answer, Job, Outcome
+from bench.serve.job import Answer, Job, Outcome, Sample
 from bench.serve.measurement import Measurement
 from bench.serve.order import Run
 from bench.serve.scenarios import Scenario, piecewise
-from bench.serve.servers import Usage
+from bench.serve.servers import Models, Usage
 from bench.serve.settings import Settings
 
 SETTINGS = Settings(new_tokens=(4, 4), warm_up_s=2.0)
@@ -31,6 +31,7 @@ class Fleet:
     key: str = "secret"
     steps: list[str] = field(default_factory=list)
     code: int | None = None
+    models: Models = field(default_factory=lambda: Models("target", "draft"))
 
     @property
     def process(self) -> Any:
@@ -133,6 +134,9 @@ def test_what_is_fine_counts(make: Any, tmp_path: Path) -> None:
     assert json.loads(json.dumps(result))["run"] == result["run"]
 
 
+RULE_STARTS = "AdaptiveSpeculativeParams initialized: steps=3, candidate_steps=[1, 3, 7]\n"
+
+
 def spoilt_answer(**more: Any) -> Any:
     def spoil(outcome: Outcome) -> Outcome:
         return replace(outcome, answers=[replace(outcome.answers[0], **more), *outcome.answers[1:]])
@@ -174,6 +178,15 @@ def test_a_server_that_ends_under_the_load_is_told_of(make: Any) -> None:
     assert len(result["answers"]) > 0
 
 
-def test_an_arm_without_a_policy_is_not_asked_for_one(make: Any) -> None:
+def test_an_arm_without_a_policy_is_not_asked_for_one(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(RULE_STARTS)
     result = make("sglang-adaptive", after=status(policy_restarts=2))
     assert result["faults"] == [] and "counters" not in result["server_side"]
+
+
+def test_the_rules_gamma_is_that_of_its_log(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(RULE_STARTS)
+    with_requests = [Sample(1.0, 2, 0, 10, 8192), Sample(2.0, 9, 0, 10, 8192)]
+    result = make("sglang-adaptive", spoil=lambda outcome: replace(outcome, samples=with_requests))
+    log = result["server_side"]["log"]
+    assert [second["gamma"] for second in log["seconds"]] == [3, 3] and list(log["seconds_by_gamma"]) == ["3"]
