@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.serve.job import Sample
+from sglang_nightjar.core.gammas import bucket_of
 
 _CONFIG_FLAG = "--speculative-adaptive-config"
 _START = re.compile(r"AdaptiveSpeculativeParams initialized: steps=(\d+)")
@@ -86,11 +87,12 @@ def over_time(
     slots = [Range.of(size, gammas, start) for size, gammas in sorted(candidates.items())]
     seconds: list[dict[str, float]] = []
     time_by_gamma: dict[int, float] = {}
-    waiting = list(changes)
+    applied = 0
     for sample, lasted in _with_lengths(samples, until):
-        own = _range_of(slots, sample.running)
-        while waiting and waiting[0].at <= began + sample.at:
-            _apply(waiting.pop(0), slots, own, began)
+        own = slots[bucket_of([slot.smallest for slot in slots], sample.running)]
+        while applied < len(changes) and changes[applied].at <= began + sample.at:
+            _apply(changes[applied], slots, own, began)
+            applied += 1
         if sample.running:
             seconds.append({"at": sample.at, "gamma": own.gamma})
             time_by_gamma[own.gamma] = time_by_gamma.get(own.gamma, 0.0) + lasted
@@ -107,10 +109,6 @@ def _apply(change: Change, slots: Iterable[Range], running_in: Range, began: flo
         fitting = [running_in]
     if fitting:
         fitting[0].gamma = change.after
-
-
-def _range_of(slots: Sequence[Range], batch_size: int) -> Range:
-    return [slots[0], *(slot for slot in slots if slot.smallest <= batch_size)][-1]
 
 
 def _with_lengths(samples: Sequence[Sample], until: float) -> Iterator[tuple[Sample, float]]:

@@ -50,6 +50,14 @@ def test_changes_before_the_load_count_where_they_fit(tmp_path: Path) -> None:
     assert [s["gamma"] for s in found["seconds"]] == [7, 0, 1] and found["gamma_switches"] == 0
 
 
+def test_a_range_never_takes_what_is_no_candidate_of_its_own(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    # Below eight γ is 1 by then, too, but can't be 0; from 32 on it can.
+    log.write_text(START + change(-9, 3, 1) + change(-8, 1, 0))
+    found = rule.over_time(log, RANGES, samples(4, 12, 32), BEGAN, 3.0)
+    assert [s["gamma"] for s in found["seconds"]] == [1, 3, 0]
+
+
 def test_a_log_without_the_rule_says_nothing(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     log.write_text("[2026-11-29 18:48:50] Decode batch\n")
