@@ -85,6 +85,31 @@ class TestLatencyModel:
             model.fit(now)
         assert 1.04 < model.expected_ns(8, 1) / model.expected_ns(8, 0) < 1.25
 
+    def test_larger_batches_and_fewer_rows_are_no_pace(self):
+        """Sizes wander within a bucket, and rows with what is left out: stretches differ, and the machine does not.
+
+        γ=0 runs where before it γ=2 had few rows left. Its times are its own, not those of a fast machine.
+        """
+        random, model, now = Random(4), LatencyModel((0, 1, 2)), 0
+
+        def stretch(size, gamma, rows, length=40):
+            nonlocal now
+            for _ in range(length):
+                now += 1
+                ns = 1e6 * (20 + 0.5 * size + 1.2 * max(0, rows - 12)) * random.gauss(1, 0.01)
+                model.add(size, gamma, ns, 0, now, rows=rows)
+            model.fit(now)
+
+        for size in (1, 4, 8, 12, 16, 24, 28, 32):
+            for gamma in (2, 1, 0):
+                stretch(size, gamma, (gamma + 1) * size)
+        for size, left in ((20, 60), (23, 30), (21, 25), (22, 60), (20, 30), (23, 55), (21, 60), (20, 25)) * 2:
+            stretch(size, 2, left)
+        stretch(21, 2, 24)
+        stretch(21, 0, 21, 20)
+        assert model.alike < 6 and abs(model.pace) < 0.03
+        assert 37e6 < model.cells[bucket(21), 0].ns < 43e6
+
     def test_no_parameter_is_negative(self):
         rng = np.random.default_rng(0)
         for _ in range(20):

@@ -2,7 +2,7 @@
 
 A cell is a (batch-size bucket, γ). It keeps a robust mean of its own iterations. A few parameters explain all cells:
 
-    ns = a + b·[γ>0] + c·γ + d·B + e·γB + Σ f_k·max(0, R - k) + g·context
+    ns = a + b·[γ>0] + c·γ + d·B + e·(R - B) + Σ f_k·max(0, R - k) + g·context
 
 with R rows that the target computes, B(γ+1) unless some are left out (`Plan.trim`): fixed cost, verification, draft
 steps, requests, drafted rows, the knees where a forward pass turns from memory-bound to compute-bound (the roofline),
@@ -52,6 +52,8 @@ _USUALLY_ALIKE, _USUAL_SQUARES = 2.0, _STRETCH * 0.03**2
 _FOLLOW, _UNEVEN = 0.2, 3.0
 #: Share of an iteration that its usual context may take before a stretch counts as slow.
 _GROWTH_SHARE = 0.2
+#: Share of its time by which a cell's iterations may differ for their sizes and rows.
+_LARGER_SHARE = 0.5
 #: Relative variance that an iteration without a look adds to a cell.
 _DRIFT = 0.0004**2
 _OCTAVE = np.log2(SIZES)
@@ -79,11 +81,12 @@ class Reading:
     streak: int = 0
     early: list[float] = field(default_factory=list)
 
-    def add(self, ns: float, size: int, rows: int, context: int, now: int) -> float:
+    def add(self, ns: float, larger: float, size: int, rows: int, context: int, now: int) -> float:
         """The first few iterations count by their median; later ones are clipped, so that an outlier says little.
 
-        A row of clipped ones on the same side is no outlier but a new time: the cell starts anew. Returns by how much
-        the iteration differed from the mean, clipped; 0 while there is no mean to speak of.
+        A row of clipped ones on the same side is no outlier but a new time: the cell starts anew. ``larger``: ns that
+        this one should take beyond the mean, for its size and rows. Returns by how much it differed from that,
+        clipped; 0 while there is no mean to speak of.
         """
         self.seen = now
         if self.count < _EARLY:
@@ -96,7 +99,7 @@ class Reading:
             self.rows += (rows - self.rows) / self.count
             self.context += (context - self.context) / self.count
             return 0.0
-        error = ns - self.ns
+        error = ns - self.ns - larger
         limit = _CLIP * self.spread * self.ns
         if abs(error) > limit:
             side = 1 if error > 0 else -1
@@ -111,7 +114,7 @@ class Reading:
         self.count += 1
         step = max(1.0 / self.count, 1.0 / _MEMORY)
         self.spread += step * (max(0.004, 1.25 * abs(error) / self.ns) - self.spread)
-        self.ns += step * error
+        self.ns += step * (error + larger)
         self.size += step * (size - self.size)
         self.rows += step * (rows - self.rows)
         self.context += step * (context - self.context)
@@ -133,6 +136,7 @@ class LatencyModel:
         self.gammas = gammas
         self.cells: dict[tuple[int, int], Reading] = {}
         self.parameters = np.zeros(_FEATURES)
+        self.prices: list[float] = self.parameters.tolist()
         self.context_per_request = 0.0
         self._within = [0.0, 0.0]
         self.pace = 0.0
@@ -154,15 +158,18 @@ class LatencyModel:
         cell = self.cells.get(key)
         if cell is None:
             cell = self.cells[key] = Reading()
+        rows = rows or batch_size * (gamma + 1)
         further, before = context - cell.context, cell.ns
+        larger = self._larger(cell, batch_size, rows)
         pace = self.pace
         if exact and cell.count >= _EARLY:
-            self._note_stretch(_log_ratio(ns, before + self._growth(cell) * further))
+            usual = before + larger
+            self._note_stretch(_log_ratio(ns, usual + self._growth(cell) * further))
             uneven = max(0.0, 1.0 - _UNEVEN / self.alike)
-            self.pace += _FOLLOW * uneven * min(0.3, max(-0.3, _log_ratio(ns, before) - pace))
-        error = cell.add(ns * math.exp(-pace), batch_size, rows or batch_size * (gamma + 1), context, now)
+            self.pace += _FOLLOW * uneven * min(0.3, max(-0.3, _log_ratio(ns, usual) - pace))
+        error = cell.add(ns * math.exp(-pace), larger, batch_size, rows, context, now)
         if error:
-            # Within a cell only the context differs: that is where its price shows.
+            # Beyond size and rows only the context differs within a cell: that is where its price shows.
             x, y, weight = further / before, error / before, 1.0 / (cell.spread * cell.spread)
             self._within[0] += weight * x * x - self._within[0] / _WITHIN
             self._within[1] += weight * x * y - self._within[1] / _WITHIN
@@ -187,6 +194,21 @@ class LatencyModel:
             for index, value in enumerate((self._stretch[1] ** 2, self._stretch[2])):
                 self._stretches[index] += value - self._stretches[index] / _STRETCHES_KEPT
             self._stretch = 0, 0.0, 0.0
+
+    def _larger(self, cell: Reading, batch_size: int, rows: int) -> float:
+        """ns that so many requests and rows take beyond the cell's mean ones, as the last fit says.
+
+        A cell holds batches of up to a quarter more requests, and trimming leaves now more, now fewer rows of equal
+        ones. Taken for the machine's pace, that would be taken off the next cell's times.
+        """
+        if not cell.count:
+            return 0.0
+        _, _, _, request, drafted, *knees, _ = self.prices
+        found = request * (batch_size - cell.size) + drafted * (rows - cell.rows - batch_size + cell.size)
+        for knee, price in zip(_KNEES, knees, strict=True):
+            found += price * (max(0.0, rows - knee) - max(0.0, cell.rows - knee))
+        most = _LARGER_SHARE * cell.ns
+        return min(most, max(-most, found))
 
     def _growth(self, cell: Reading) -> float:
         """ns per token of context, of which not too much is believed: a slow second may look like it."""
@@ -215,6 +237,7 @@ class LatencyModel:
         rows = _features(size, gamma, computed)
         rows[:, -1] = context
         covariance = self._solve(rows, ns, spread**2 / effective + _DRIFT * age + _MISFIT**2, float(context.mean()))
+        self.prices = self.parameters.tolist()
         # What the cells say beyond the formula.
         expected = rows @ self.parameters
         factor = np.zeros((len(SIZES), len(self.gammas)))
@@ -306,7 +329,7 @@ def _log_ratio(ns: float, expected: float) -> float:
 
 def _features(size: np.ndarray, gamma: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """float64[n, features]; the last column, the context, is 0."""
-    columns = [np.ones_like(size), gamma > 0, gamma, size, gamma * size, *(np.maximum(0.0, rows - k) for k in _KNEES)]
+    columns = [np.ones_like(size), gamma > 0, gamma, size, rows - size, *(np.maximum(0.0, rows - k) for k in _KNEES)]
     return np.column_stack([*columns, np.zeros_like(size)]).astype(float)
 
 
