@@ -20,7 +20,7 @@ def write_report(lines: list[dict[str, Any]], out: Path) -> str:
     lines = [line for line in lines if line.get("code") == lines[-1].get("code")]
     for line in sorted(lines, key=lambda line: line["seed"]):
         runs[line["scenario"], line["policy"]].append(line)
-    text = "\n".join([*_stationary(runs), "", *_moving(runs), ""])
+    text = "\n".join([*_in_short(runs), "", *_stationary(runs), "", *_moving(runs), ""])
     (out / "table.md").write_text(text)
     return text
 
@@ -31,6 +31,47 @@ def loss(run: dict[str, Any], first: int, last: int | None = None) -> float:
     start = next(row for row in history if row[0] >= first)
     end = history[-1] if last is None else next(row for row in history if row[0] >= last)
     return 1 - (end[1] - start[1]) / (end[2] - start[2])
+
+
+def _in_short(runs: Runs) -> list[str]:
+    """What the README shows: medians, and of `model` against what somebody would use otherwise."""
+    names = ("off", *ADAPTIVE[1:], "model")
+    lines = [f"| scenario | best static γ | {' | '.join(names)} | model against off | the best static γ | the oracle |"]
+    lines.append("| --- |" + " --- |" * (len(names) + 4))
+    total: dict[str, list[float]] = defaultdict(list)
+    for scenario in moving():
+        others = ("oracle", *(f"static {gamma}" for gamma in STATICS))
+        found = {name: runs.get((scenario.name, name), []) for name in (*names, *others)}
+        if not all(found.values()):
+            continue
+        medians = {name: median(run["efficiency"] for run in of) for name, of in found.items()}
+        # In an open loop everybody serves the same requests: mean latency is what differs.
+        gains = {gamma: median(_gain(found[f"static {gamma}"], found["off"], scenario.closed)) for gamma in STATICS}
+        best = max(gains, key=lambda gamma: gains[gamma])
+        medians["best"] = medians[f"static {best}"]
+        for name in ("best", *names):
+            total[name].append(medians[name])
+        cells = [f"{medians['best']:.1%} (γ={best})", *(f"{medians[name]:.1%}" for name in names)]
+        for other in ("off", f"static {best}", "oracle"):
+            values = [100 * (value - 1) for value in _gain(found["model"], found[other], scenario.closed)]
+            cells.append(f"{median(values):+.1f}% ({min(values):+.1f} to {max(values):+.1f})")
+        lines.append(f"| {scenario.name}{'' if scenario.closed else ' (mean latency)'} | " + " | ".join(cells) + " |")
+    lines.append("| mean | " + " | ".join(f"{_mean(total[name]):.1%}" for name in ("best", *names)) + " | | | |")
+    return [*lines, "", *_in_short_stationary(runs)]
+
+
+def _in_short_stationary(runs: Runs) -> list[str]:
+    names = ADAPTIVE[:2]
+    heads = [f"{name}: first 300 | 300 to 1000 | last 2000" for name in names]
+    lines = ["| server | clients | " + " | ".join(heads) + " |", "| --- | --- |" + " --- |" * 3 * len(names)]
+    for server, levels in LEVELS.items():
+        for clients in levels:
+            found = [runs.get((f"{server}, {clients}", name)) for name in names]
+            if all(found):
+                parts = [[loss(run, *part) for run in of] for of in found if of for part in PARTS]
+                cells = (f"{median(part):.2%} (to {max(part):.1%})" for part in parts)
+                lines.append(f"| {server} | {clients} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _stationary(runs: Runs) -> list[str]:
@@ -53,11 +94,6 @@ def _moving(runs: Runs) -> list[str]:
     names = ["off", *(f"static {gamma}" for gamma in STATICS), *ADAPTIVE]
     lines = ["| scenario | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
     total: dict[str, list[float]] = defaultdict(list)
-    against = [
-        "",
-        "| scenario | tokens: model against off | against the best static γ | tokens against the oracle's run |",
-    ]
-    against.append("| --- | --- | --- | --- |")
     for scenario in moving():
         cells = []
         for name in names:
@@ -66,24 +102,8 @@ def _moving(runs: Runs) -> list[str]:
             if found:
                 total[name].append(median(run["efficiency"] for run in found))
         lines.append(f"| {scenario.name} | " + " | ".join(cells) + " |")
-        against += _against(runs, scenario.name, scenario.closed)
     lines.append("| mean | " + " | ".join(f"{_mean(total[name]):.2%}" for name in names) + " |")
-    return [*lines, *against]
-
-
-def _against(runs: Runs, scenario: str, closed: bool) -> list[str]:
-    model = runs.get((scenario, "model"), [])
-    off = runs.get((scenario, "off"), [])
-    statics = {gamma: runs.get((scenario, f"static {gamma}"), []) for gamma in STATICS}
-    oracle = runs.get((scenario, "oracle"), [])
-    if not (model and off and oracle and all(statics.values())):
-        return []
-    # In an open loop everybody serves the same requests: mean latency is what differs.
-    best = max(statics.items(), key=lambda item: median(_gain(item[1], off, closed)))
-    return [
-        f"| {scenario}{'' if closed else ' (mean latency)'} | {_spread(_gain(model, off, closed))} | "
-        f"{_spread(_gain(model, best[1], closed))} (γ={best[0]}) | {_spread(_gain(model, oracle, closed))} |"
-    ]
+    return lines
 
 
 def _gain(runs: list[dict[str, Any]], others: list[dict[str, Any]], closed: bool) -> list[float]:

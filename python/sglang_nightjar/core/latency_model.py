@@ -2,14 +2,14 @@
 
 A cell is a (batch-size bucket, γ). It keeps a robust mean of its own iterations. A few parameters explain all cells:
 
-    ns = a + b·[γ>0] + c·γ + d·B + e·(R - B) + Σ f_k·max(0, R - k) + g·context
+    ns = a + b·[γ>0] + c·γ + d·B + e·(R - B) + f·γB + Σ g_k·max(0, R - k) + h·context
 
 with R rows that the target computes, B(γ+1) unless some are left out (`Plan.trim`): fixed cost, verification, draft
-steps, requests, drafted rows, the knees where a forward pass turns from memory-bound to compute-bound (the roofline),
-attention. None of them is negative. Fitted by least squares on relative errors, with priors that say what is usual
-while little is known. What the formula misses stays as a factor on the cell, shared with its neighbours as far as they
-know nothing themselves (partial pooling). So a size never seen has an estimate with an error bar, and one seen often
-has what it saw.
+steps, requests, drafts in the target's pass and in the draft's own, the knees where a forward pass turns from
+memory-bound to compute-bound (the roofline), attention. None of them is negative. Fitted by least squares on relative
+errors, with priors that say what is usual while little is known. What the formula misses stays as a factor on the cell,
+shared with its neighbours as far as they know nothing themselves (partial pooling). So a size never seen has an
+estimate with an error bar, and one seen often has what it saw.
 
 Machines that others share are slow for seconds, whatever runs on them. How alike iterations in a row are is measured
 (`LatencyModel.alike`); where they are, each says less, and a common pace is followed and taken off, so that cells that
@@ -29,10 +29,10 @@ from sglang_nightjar.core.gammas import bucket_of
 #: Lower ends of the buckets: single sizes up to 8, then four to the octave.
 SIZES = (*range(1, 9), *(base * step for base in (2, 4, 8, 16, 32, 64, 128, 256) for step in (5, 6, 7, 8)))
 _KNEES = (12.0, 64.0, 256.0)
-_FEATURES = 6 + len(_KNEES)
+_FEATURES = 7 + len(_KNEES)
 #: Prior mean and deviation of each parameter but the context's, in shares of an iteration of one row.
-_PRIOR = np.array([0.9, 0.05, 0.08, 0.01, 0.01, *([0.0] * len(_KNEES))])
-_DEVIATION = np.array([0.5, 0.1, 0.1, 0.02, 0.03, *([0.03] * len(_KNEES))])
+_PRIOR = np.array([0.9, 0.05, 0.08, 0.01, 0.005, 0.005, *([0.0] * len(_KNEES))])
+_DEVIATION = np.array([0.5, 0.1, 0.1, 0.02, 0.02, 0.02, *([0.03] * len(_KNEES))])
 _CONTEXT_SHARE = 0.15
 #: What the formula misses of a cell, relative; and iterations after which a cell knows its own noise.
 _MISFIT, _ENOUGH = 0.04, 20.0
@@ -160,7 +160,7 @@ class LatencyModel:
             cell = self.cells[key] = Reading()
         rows = rows or batch_size * (gamma + 1)
         further, before = context - cell.context, cell.ns
-        larger = self._larger(cell, batch_size, rows)
+        larger = self._larger(cell, batch_size, gamma, rows)
         pace = self.pace
         if exact and cell.count >= _EARLY:
             usual = before + larger
@@ -195,7 +195,7 @@ class LatencyModel:
                 self._stretches[index] += value - self._stretches[index] / _STRETCHES_KEPT
             self._stretch = 0, 0.0, 0.0
 
-    def _larger(self, cell: Reading, batch_size: int, rows: int) -> float:
+    def _larger(self, cell: Reading, batch_size: int, gamma: int, rows: int) -> float:
         """ns that so many requests and rows take beyond the cell's mean ones, as the last fit says.
 
         A cell holds batches of up to a quarter more requests, and trimming leaves now more, now fewer rows of equal
@@ -203,8 +203,8 @@ class LatencyModel:
         """
         if not cell.count:
             return 0.0
-        _, _, _, request, drafted, *knees, _ = self.prices
-        found = request * (batch_size - cell.size) + drafted * (rows - cell.rows - batch_size + cell.size)
+        _, _, _, request, row, drafted, *knees, _ = self.prices
+        found = (request - row + gamma * drafted) * (batch_size - cell.size) + row * (rows - cell.rows)
         for knee, price in zip(_KNEES, knees, strict=True):
             found += price * (max(0.0, rows - knee) - max(0.0, cell.rows - knee))
         most = _LARGER_SHARE * cell.ns
@@ -329,8 +329,9 @@ def _log_ratio(ns: float, expected: float) -> float:
 
 def _features(size: np.ndarray, gamma: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """float64[n, features]; the last column, the context, is 0."""
-    columns = [np.ones_like(size), gamma > 0, gamma, size, rows - size, *(np.maximum(0.0, rows - k) for k in _KNEES)]
-    return np.column_stack([*columns, np.zeros_like(size)]).astype(float)
+    knees = (np.maximum(0.0, rows - knee) for knee in _KNEES)
+    columns = [np.ones_like(size), gamma > 0, gamma, size, rows - size, gamma * size, *knees, np.zeros_like(size)]
+    return np.column_stack(columns).astype(float)
 
 
 def nonnegative(gram: np.ndarray, target: np.ndarray, start: np.ndarray, sweeps: int = 60) -> np.ndarray:
