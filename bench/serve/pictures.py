@@ -129,13 +129,12 @@ def _by_rate(results: Results, scenario: str, folder: Path) -> Path:
         panel.set_xticks(at, [f"{value:g}" for value in at])
         panel.set_xlabel("requests/s" if results.is_open(scenario) else "clients")
         panel.set_ylabel(label)
-        panel.set_ylim(bottom=0)
         _plain(panel)
+    axes[0].set_ylim(bottom=0)
     # A fixed γ that is too large takes many times as long: on a linear axis the others lie on top of each other.
-    axes[1].set_ylim(bottom=None)
     axes[1].set_yscale("log")
-    axes[1].yaxis.set_major_formatter("{x:g}")
-    axes[1].yaxis.set_minor_formatter("{x:g}")
+    for choose in (axes[1].yaxis.set_major_formatter, axes[1].yaxis.set_minor_formatter):
+        choose("{x:g}")
     return _save(figure, axes[1], folder / f"{scenario}-by-load.svg", len(results.arms(scenario)))
 
 
