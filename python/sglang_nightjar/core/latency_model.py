@@ -136,7 +136,8 @@ class LatencyModel:
         self.gammas = gammas
         self.cells: dict[tuple[int, int], Reading] = {}
         self.parameters = np.zeros(_FEATURES)
-        self.prices: list[float] = self.parameters.tolist()
+        #: Of a request, a drafted row of the target's, one of the draft's; and of rows above the knees that have one.
+        self._prices, self._knees = (0.0, 0.0, 0.0), list[tuple[float, float]]()
         self.context_per_request = 0.0
         self._within = [0.0, 0.0]
         self.pace = 0.0
@@ -160,7 +161,7 @@ class LatencyModel:
             cell = self.cells[key] = Reading()
         rows = rows or batch_size * (gamma + 1)
         further, before = context - cell.context, cell.ns
-        larger = self._larger(cell, batch_size, gamma, rows)
+        larger = self._larger(cell, batch_size, gamma, rows) if cell.count >= _EARLY else 0.0
         pace = self.pace
         if exact and cell.count >= _EARLY:
             usual = before + larger
@@ -201,14 +202,13 @@ class LatencyModel:
         A cell holds batches of up to a quarter more requests, and trimming leaves now more, now fewer rows of equal
         ones. Taken for the machine's pace, that would be taken off the next cell's times.
         """
-        if not cell.count:
-            return 0.0
-        _, _, _, request, row, drafted, *knees, _ = self.prices
-        found = (request - row + gamma * drafted) * (batch_size - cell.size) + row * (rows - cell.rows)
-        for knee, price in zip(_KNEES, knees, strict=True):
-            found += price * (max(0.0, rows - knee) - max(0.0, cell.rows - knee))
+        request, row, drafted = self._prices
+        usual = cell.rows
+        found = (request - row + gamma * drafted) * (batch_size - cell.size) + row * (rows - usual)
+        for knee, price in self._knees:
+            found += price * ((rows if rows > knee else knee) - (usual if usual > knee else knee))
         most = _LARGER_SHARE * cell.ns
-        return min(most, max(-most, found))
+        return found if -most < found < most else math.copysign(most, found)
 
     def _growth(self, cell: Reading) -> float:
         """ns per token of context, of which not too much is believed: a slow second may look like it."""
@@ -237,7 +237,9 @@ class LatencyModel:
         rows = _features(size, gamma, computed)
         rows[:, -1] = context
         covariance = self._solve(rows, ns, spread**2 / effective + _DRIFT * age + _MISFIT**2, float(context.mean()))
-        self.prices = self.parameters.tolist()
+        prices = self.parameters.tolist()
+        self._prices = prices[3], prices[4], prices[5]
+        self._knees = [(knee, price) for knee, price in zip(_KNEES, prices[6:], strict=False) if price]
         # What the cells say beyond the formula.
         expected = rows @ self.parameters
         factor = np.zeros((len(SIZES), len(self.gammas)))
