@@ -204,7 +204,7 @@ def test_what_is_saved_is_taken_up_and_saved_again(name, bursts, size):
         return
     other.load(saved)
     assert json.loads(json.dumps(other.save())) == saved
-    decision = other.hello(make_hello(candidates=CANDIDATES))
+    decision = other.hello(make_hello(candidates=CANDIDATES, start_gamma=0))
     assert check(decision, CANDIDATES) is None
     # Of two γ that are as good as each other the one that is in force stays, and a newcomer has none in force. A state
     # is fitted when it is taken up, so the one that it came from must be up to date, too.
